@@ -1,0 +1,1 @@
+"""Beam pipelines that build a WebText-style corpus: links, pages, documents, annotations, corpus, shards."""
