@@ -57,27 +57,35 @@ class _Source:
     """The packed bytes: read in blocks, with the unused rest of a block given back."""
 
     def __init__(self, raw: BinaryIO) -> None:
-        self.raw, self.rest, self.offset = raw, b"", 0
+        self.raw, self.block, self.at, self.before = raw, b"", 0, 0
+
+    @property
+    def offset(self) -> int:
+        return self.before + self.at
+
+    def _next(self, rest: bytes, data: bytes) -> None:
+        self.before, self.block, self.at = self.offset, rest + data, 0
 
     def chunk(self) -> bytes:
-        """The next block, b"" at the end of the file."""
-        data, self.rest = self.rest or self.raw.read(READ), b""
-        self.offset += len(data)
+        """The rest of the block or the next one, b"" at the end of the file."""
+        if self.at == len(self.block):
+            self._next(b"", self.raw.read(READ))
+        data, self.at = self.block[self.at :], len(self.block)
         return data
 
     def give_back(self, data: bytes) -> None:
-        self.rest = data + self.rest
-        self.offset -= len(data)
+        """Take back the last bytes given, which always lie in the block at hand."""
+        self.at -= len(data)
 
     def take(self, n: int) -> bytes:
         """The next n bytes, fewer only at the end of the file."""
-        while len(self.rest) < n:
-            data = self.raw.read(max(READ, n - len(self.rest)))
+        while len(self.block) - self.at < n:
+            data = self.raw.read(max(READ, n))
             if not data:
                 break
-            self.rest += data
-        data, self.rest = self.rest[:n], self.rest[n:]
-        self.offset += len(data)
+            self._next(self.block[self.at :], data)
+        data = self.block[self.at : self.at + n]
+        self.at += len(data)
         return data
 
 
@@ -319,10 +327,10 @@ class Stream(io.BufferedIOBase):
 
 
 def open_stream(raw: BinaryIO, name: str) -> Stream:
-    """Unpack `raw` by its first bytes: .zst (window up to 2^31), .xz, .bz2, .gz, in several members, or plain.
+    """Unpack `raw` by its first bytes: .zst (window up to 2^31), .xz, .bz2, .gz, in many members, or plain.
 
     raw needs only `read(n)`; closing the stream closes it. About 0.5 MiB is held beside the decoder's own
-    window. A truncated stream gives every byte that can be unpacked, a corrupt one all but the last 128 KiB at
-    most; then reading raises BrokenStream, which names `name` (use the input's relative name) and both offsets.
+    window. A truncated stream gives every byte that can be unpacked, a corrupt one all but at most the last
+    128 KiB; then reading raises BrokenStream, which names `name` (the input's relative name) and the offsets.
     """
     return Stream(raw, name)
