@@ -127,9 +127,7 @@ class Manifest:
 
 def canonical_json(value: Json) -> bytes:
     """JSON with sorted keys and no spare spaces: equal values give equal bytes."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest(value: Json) -> str:
@@ -167,9 +165,7 @@ class Workspace:
         if create:
             filesystem.create_dir(root, recursive=True)
         elif filesystem.get_file_info(root).type != pafs.FileType.Directory:
-            raise WorkspaceError(
-                f"no workspace at {text}: `webtext build RECIPE --workspace {text}` makes one"
-            )
+            raise WorkspaceError(f"no workspace at {text}: `webtext build RECIPE --workspace {text}` makes one")
         return workspace
 
     def _root(self) -> tuple[pafs.FileSystem, str]:
@@ -237,9 +233,7 @@ class Workspace:
         filesystem, root = self._root()
         selector = pafs.FileSelector(f"{root}/{directory}", recursive=True, allow_not_found=True)
         prefix = len(root) + 1
-        return sorted(
-            i.path[prefix:] for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File
-        )
+        return sorted(i.path[prefix:] for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File)
 
     def remove(self, path: str) -> None:
         filesystem, root = self._root()
@@ -311,9 +305,7 @@ def _open_part(workspace: Workspace, part: PartFile) -> pq.ParquetFile:
     if size is None:
         raise WorkspaceError(f"{name} is missing though its manifest names it; build again")
     if size != part.size:
-        raise WorkspaceError(
-            f"{name} has {size:,} bytes, its manifest says {part.size:,}: remove it, build again"
-        )
+        raise WorkspaceError(f"{name} has {size:,} bytes, its manifest says {part.size:,}: remove it, build again")
     seen = (workspace.url, part.path, part.sha256)
     if seen not in _verified:
         with workspace.open_input(part.path) as stream:
@@ -344,9 +336,7 @@ def read_part(workspace: Workspace, part: PartFile, columns: list[str] | None = 
             ) from error
 
 
-def iter_part(
-    workspace: Workspace, part: PartFile, columns: list[str] | None = None
-) -> Iterator[pa.RecordBatch]:
+def iter_part(workspace: Workspace, part: PartFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """One part's row groups in order, each as one batch; memory stays at one row group."""
     with _open_part(workspace, part) as file:
         for group in range(file.num_row_groups):
@@ -405,9 +395,7 @@ def _logical_update(hasher: Any, column: pa.Array) -> None:
         values = column.to_numpy(zero_copy_only=False)
         hasher.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
     else:
-        raise TypeError(
-            f"parts hold strings, bytes, numbers, booleans, lists and structs of them, not {kind}"
-        )
+        raise TypeError(f"parts hold strings, bytes, numbers, booleans, lists and structs of them, not {kind}")
 
 
 def check_no_nulls(table: pa.Table) -> None:
@@ -443,9 +431,7 @@ def write_part(
             for table in _recut(batches, schema, ROW_GROUP):
                 check_no_nulls(table)
                 for hasher, column in zip(hashers, table.columns, strict=True):
-                    _logical_update(
-                        hasher, column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-                    )
+                    _logical_update(hasher, column.combine_chunks() if column.num_chunks != 1 else column.chunk(0))
                 writer.write_table(table.replace_schema_metadata(stored.metadata), row_group_size=ROW_GROUP)
                 rows += table.num_rows
         with local.open("rb+") as handle:
