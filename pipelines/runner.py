@@ -94,6 +94,8 @@ def _serve(control_address: str, worker_id: str, parent: int) -> None:
     logging.disable(logging.ERROR)
     from apache_beam.runners.worker import sdk_worker
 
+    # The harness prints a failed bundle's whole stack; the failing task has already left its own words.
+    vars(sdk_worker)["print"] = lambda *_, **__: None
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     sdk_worker.SdkHarness(
         control_address, worker_id=worker_id, state_cache_size=100 << 20, data_buffer_time_limit_ms=0
