@@ -255,7 +255,8 @@ def commit(workspace: Workspace, stage: Stage, manifest: Manifest, live_records:
     for table, directory in {"": stage.name, **stage.tables}.items():
         suffixes = {file.path.rpartition(".")[2] for file in manifest.parts(table)} | {"parquet"}
         for path in workspace.list(directory):
-            owned = path.rpartition("/")[0] == directory and path.rpartition(".")[2] in suffixes
+            folder, _, name = path.rpartition("/")
+            owned = folder == directory and name != MANIFEST and name.rpartition(".")[2] in suffixes
             if owned and path not in named:
                 workspace.remove(path)
     live = set(live_records)

@@ -1,0 +1,238 @@
+"""Build a corpus: every stage in the order of the data, each brought up to date or left alone.
+
+links → pages → documents → annotations → corpus → tokenizer → shards → report. One build holds the workspace at a
+time. A build that was killed is resumed by the same command; the result is the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipelines.inputs import InputFile, digest_inputs
+from pipelines.options import RecipeError
+from pipelines.progress import human_bytes, say
+from pipelines.recipe import Recipe, ResolvedInputs, recipe_yaml
+from pipelines.runner import RunnerOptions
+from pipelines.stages import StageError, Task, annotation_tasks, plain_options, run_stage
+from pipelines.workspace import Json, Manifest, Workspace, canonical_json
+
+STEPS = ("links", "pages", "documents", "annotations", "corpus", "tokenizer", "shards", "report")
+"""What `--until` and the stage subcommands name, in order."""
+
+
+def check_space(workspace: Workspace, inputs: ResolvedInputs) -> None:
+    """Raise RecipeError when the disk cannot hold what the inputs will become.
+
+    Documents with their annotations, scratch and shards take about as much as compressed archives and texts do.
+    """
+    if not workspace.is_local:
+        return
+    need = sum(file.size for file in (*inputs.archives, *inputs.texts)) + sum(f.size for f in inputs.links) // 2
+    need += 64 << 20
+    free = shutil.disk_usage(workspace.local_path("")).free
+    if free < need:
+        raise RecipeError(
+            f"{workspace.url} has {human_bytes(free)} free, and this build needs about {human_bytes(need)}: "
+            "free some space or choose a workspace on another disk"
+        )
+
+
+def remember(
+    workspace: Workspace, recipe: Recipe, inputs: ResolvedInputs, digests: Mapping[str, str], base: Path
+) -> None:
+    """Keep the resolved recipe and the inputs' fingerprints in the workspace."""
+    fixed = dataclasses.replace(
+        recipe,
+        inputs=dataclasses.replace(
+            recipe.inputs,
+            **{
+                name: tuple(str(base / p) for p in getattr(recipe.inputs, name))
+                for name in ("links", "archives", "texts", "wikipedia")
+            },
+        ),
+        evaluation=tuple(dataclasses.replace(e, path=str(base / e.path)) for e in recipe.evaluation),
+    )
+    workspace.write("recipe.yaml", recipe_yaml(fixed).encode())
+    listed = {
+        section: [{"name": f.name, "size": f.size, "sha256": digests[f.path]} for f in getattr(inputs, section)]
+        for section in ("links", "archives", "texts", "wikipedia", "evaluation")
+    }
+    workspace.write("inputs.json", json.dumps(listed, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+class Build:
+    """One build: the recipe, its inputs' digests, the workspace, the runner, and the manifests made so far."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        recipe: Recipe,
+        inputs: ResolvedInputs,
+        digests: Mapping[str, str],
+        runner: RunnerOptions,
+        limit: int = 0,
+    ) -> None:
+        self.workspace, self.recipe, self.inputs, self.runner = workspace, recipe, inputs, runner
+        self.digests = digests
+        self.limit = limit
+        self.made: dict[str, Manifest] = {}
+
+    def _note(self, manifest: Manifest) -> Manifest:
+        self.made[manifest.stage] = manifest
+        if self.recipe.on_broken_input == "fail" and manifest.problems:
+            first = manifest.problems[0]
+            raise StageError(
+                f"{manifest.stage}: {len(manifest.problems)} broken inputs, the first is {first.input}: "
+                f"{first.reason} at byte {first.offset} {first.detail}. The recipe says on_broken_input: fail"
+            )
+        return manifest
+
+    def _file_task(self, file: InputFile, key: str, extra: Mapping[str, Json] | None = None) -> Task:
+        inputs = {"name": file.name, "sha256": self.digests[file.path], **(extra or {})}
+        if self.limit:
+            inputs["limit"] = self.limit
+        return Task(key, inputs, {"path": file.path}, max(1, file.size))
+
+    def links(self) -> None:
+        """links/: what people voted for, one row per URL."""
+        from pipelines.links import build_links
+        from pipelines.workspace import part_id
+
+        if self.inputs.links:
+            tasks = [self._file_task(file, part_id(file.name)) for file in self.inputs.links]
+            for manifest in build_links(self.workspace, tasks, self.recipe.links, self.runner):
+                self._note(manifest)
+
+    def pages(self) -> None:
+        """pages/: fetch the kept links into WARC files."""
+        from pipelines.fetch import build_pages
+
+        if self.recipe.fetch is not None:
+            self._note(build_pages(self.workspace, self.made["links"], self.recipe.fetch, self.runner))
+
+    def documents(self) -> None:
+        """documents/: the text of every page, from archives, fetched pages and own texts."""
+        from pipelines.documents import build_documents
+
+        archives = [self._file_task(file, "") for file in self.inputs.archives]
+        texts = [self._file_task(file, "") for file in self.inputs.texts]
+        manifest = build_documents(
+            self.workspace,
+            archives,
+            self.made.get("pages"),
+            texts,
+            self.recipe.documents,
+            self.recipe.texts,
+            self.runner,
+        )
+        self._note(manifest)
+        if not manifest.parts():
+            raise StageError("documents: no input gave a single document; see `webtext status` and pages/rejected")
+
+    def annotations(self) -> None:
+        """annotations/: what is true of each document, beside it, row by row."""
+        from pipelines import contamination, language, linked, quality, wikipedia
+        from pipelines.duplicates import annotate_duplicates
+
+        workspace, recipe, runner, documents = self.workspace, self.recipe, self.runner, self.made["documents"]
+        tasks = annotation_tasks(documents)
+        if self.inputs.links:
+            self._note(
+                linked.annotate_links(workspace, self.made["links"], self.made.get("pages"), documents, runner)
+            )
+        self._note(run_stage(workspace, language.STAGE, recipe.language, tasks, runner))
+        self._note(run_stage(workspace, quality.STAGE, None, tasks, runner))
+        self._note(annotate_duplicates(workspace, documents, recipe.duplicates, runner))
+        dumps = [self._file_task(file, "") for file in self.inputs.wikipedia]
+        for manifest in wikipedia.annotate_wikipedia(workspace, documents, dumps, recipe.wikipedia, runner):
+            self._note(manifest)
+        if recipe.evaluation:
+            sets = [
+                (entry, self._file_task(file, entry.name))
+                for entry, file in zip(recipe.evaluation, self.inputs.evaluation, strict=True)
+            ]
+            for manifest in contamination.annotate_contamination(
+                workspace, documents, sets, recipe.contamination, runner
+            ):
+                self._note(manifest)
+
+    def corpus(self) -> None:
+        """corpus/: the recipe's rules over the evidence."""
+        from pipelines.corpus import build_corpus
+        from pipelines.summaries import summarise
+
+        annotations = {name: manifest for name, manifest in self.made.items() if name.startswith("annotations/")}
+        documents = self.made["documents"]
+        corpus = build_corpus(self.workspace, documents, annotations, self.recipe.corpus, self.runner)
+        self._note(corpus)
+        if not corpus.ledgers["documents"].get("kept"):
+            raise StageError(f"corpus: the rules keep no document: {dict(corpus.ledgers['documents'])}")
+        summarise(self.workspace, documents, corpus, self.made, self.recipe.corpus, self.runner)
+
+    def tokenizer(self) -> None:
+        """tokenizer/: byte-level BPE from the corpus's pretoken counts."""
+        from pipelines.tokens import build_tokenizer
+
+        self._trained = build_tokenizer(
+            self.workspace, self.made["documents"], self.made["corpus"], self.recipe.tokenizer, self.runner
+        )
+
+    def shards(self) -> None:
+        """shards/: the corpus as token ids."""
+        from pipelines.shards import build_shards
+
+        build_shards(
+            self.workspace,
+            self.made["documents"],
+            self.made["corpus"],
+            self._trained,
+            self.recipe.shards,
+            self.runner,
+        )
+
+    def report(self) -> None:
+        """report/: the page and its data."""
+        from pipelines.report import write_report
+
+        write_report(self.workspace)
+
+
+@contextlib.contextmanager
+def held(workspace: Workspace) -> Iterator[None]:
+    """The workspace's lease, where there is one to hold."""
+    with workspace.lease() if workspace.is_local else contextlib.nullcontext():
+        yield
+
+
+def build(
+    workspace: Workspace,
+    recipe: Recipe,
+    inputs: ResolvedInputs,
+    base: Path,
+    runner: RunnerOptions,
+    until: str = STEPS[-1],
+    limit: int = 0,
+) -> dict[str, Manifest]:
+    """Bring a workspace up to date with a recipe, up to and including one step; the manifests by stage.
+
+    Raises WorkspaceError when another build holds the workspace, RecipeError, StageError and RunError as they arise.
+    """
+    with held(workspace):
+        check_space(workspace, inputs)
+        digests = digest_inputs(workspace, inputs.all())
+        remember(workspace, recipe, inputs, digests, base)
+        made = Build(workspace, recipe, inputs, digests, runner, limit)
+        for step in STEPS[: STEPS.index(until) + 1]:
+            say(f"— {step}", level=1)
+            getattr(made, step)()
+        return made.made
+
+
+def options_digest(recipe: Recipe) -> bytes:
+    """A recipe's options as canonical JSON: what two builds must share to give the same bytes."""
+    return canonical_json(plain_options(recipe))

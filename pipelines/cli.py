@@ -1,0 +1,248 @@
+"""`webtext`: one command, typed subcommands. Heavy imports happen inside the subcommand that needs them.
+
+Exit status: 0 done, 1 the work failed or found what it must not, 2 the command or the recipe was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+EXPECTED = (
+    "RecipeError",
+    "StageError",
+    "RunError",
+    "WorkspaceError",
+    "ShardError",
+    "CheckpointError",
+    "TrainError",
+    "VocabularyError",
+    "DemoError",
+)
+"""Errors that are messages to the user: shown as one line, without a stack."""
+
+STAGES = {
+    "links": "harvest the links people voted for",
+    "pages": "… and fetch the kept links into WARC files",
+    "documents": "… and extract the main text of every page",
+    "annotations": "… and find language, quality, duplicates, Wikipedia and contamination",
+    "corpus": "… and decide with the recipe's rules what is kept",
+    "tokenizer": "… and train the tokenizer on what is kept",
+    "shards": "… and write the token shards",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="webtext", description="Build a WebText-style corpus, and train a GPT you can answer for."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, help: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        sub.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+        sub.add_argument("-v", "--verbose", action="store_true", help="say more")
+        return sub
+
+    sub = command("demo", "make a small web, build a corpus from it, train on it, and check what was caught", _demo)
+    sub.add_argument("--workspace", default="webtext-demo", help="folder to work in (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_workers(sub)
+
+    sub = command("new", "write a small commented recipe", _new)
+    sub.add_argument("recipe", nargs="?", default="recipe.yaml", help="where to write it (default: %(default)s)")
+
+    sub = command("build", "run all corpus stages of a recipe; resumes what was cut off, redoes what is stale", _build)
+    _add_build(sub)
+    sub.add_argument("--until", choices=[*STAGES, "report"], default="report", help="stop after this step")
+    for name, help in STAGES.items():
+        sub = command(name, help, _build)
+        _add_build(sub)
+        sub.set_defaults(until=name)
+
+    sub = command("status", "show what is done, stale and missing in a workspace", _status)
+    _add_workspace(sub)
+    sub = command("why", "tell the life of one URL: every judgement, and why it is or is not in the corpus", _why)
+    sub.add_argument("url", help="a link or page, in any spelling")
+    sub.add_argument("--workspace", required=True, help="the workspace to look in")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = command("export", "write the corpus with its provenance as Parquet or JSON lines", _export)
+    _add_workspace(sub)
+    sub.add_argument("--out", required=True, help="folder to write to")
+    sub.add_argument("--format", choices=["parquet", "jsonl"], default="parquet", help="default: %(default)s")
+    sub = command("report", "write report/index.html and report.json", _report)
+    _add_workspace(sub)
+    _add_model_commands(commands)
+    return parser
+
+
+def _add_workspace(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("workspace", help="the workspace folder")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_workers(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
+    sub.add_argument("--runner", default="FnApiRunner", help="Beam runner; its own options follow after --")
+    sub.add_argument("passthrough", nargs="*", metavar="-- OPTIONS", help="options passed to the Beam runner")
+
+
+def _add_build(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("recipe", help="the recipe, as `webtext new` writes one")
+    sub.add_argument("--workspace", required=True, help="folder for everything the build makes")
+    sub.add_argument("--limit", type=int, default=0, help="only the first N records of each input, for a first look")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_workers(sub)
+
+
+def _add_model_commands(commands: Any) -> None:
+    """train, evaluate, generate, model: defined by the model package, which imports torch only when one runs."""
+    from model.commands import add_commands
+
+    add_commands(commands)
+
+
+def _runner(arguments: argparse.Namespace) -> Any:
+    from pipelines.options import RecipeError
+    from pipelines.runner import RunnerOptions
+
+    try:
+        return RunnerOptions(arguments.runner, arguments.workers, tuple(arguments.passthrough))
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from pipelines.options import RecipeError
+    from pipelines.recipe import TEMPLATE
+
+    path = Path(arguments.recipe)
+    if path.exists():
+        raise RecipeError(f"{path} exists; name another file")
+    path.write_text(TEMPLATE, encoding="utf-8")
+    print(f"wrote {path}: name your inputs in it, then `webtext build {path} --workspace DIR`")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from pipelines.build import build
+    from pipelines.options import RecipeError
+    from pipelines.recipe import read_recipe
+    from pipelines.status import funnel, funnel_lines
+    from pipelines.workspace import Workspace
+
+    if arguments.limit < 0:
+        raise RecipeError(f"--limit must be 0 (everything) or more, not {arguments.limit}")
+    runner = _runner(arguments)
+    recipe, inputs = read_recipe(Path(arguments.recipe))
+    workspace = Workspace.open(arguments.workspace, create=True)
+    base = Path(arguments.recipe).absolute().parent
+    build(workspace, recipe, inputs, base, runner, arguments.until, arguments.limit)
+    if arguments.json:
+        _print_json({"workspace": workspace.url, "funnel": funnel(workspace)})
+    elif not arguments.quiet:
+        print("\n".join(funnel_lines(workspace)))
+        if arguments.until == "report":
+            print(f"report: {workspace.local_path('report/index.html')}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from pipelines.status import status, status_lines
+    from pipelines.workspace import Workspace
+
+    rows = status(Workspace.open(arguments.workspace))
+    if arguments.json:
+        _print_json(rows)
+    else:
+        print("\n".join(status_lines(rows)))
+    return 0
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    from pipelines.why import life_of, life_lines
+    from pipelines.workspace import Workspace
+
+    life = life_of(Workspace.open(arguments.workspace), arguments.url)
+    if arguments.json:
+        _print_json(life)
+    else:
+        print("\n".join(life_lines(life)))
+    return 0 if life["found"] else 1
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pipelines.export import export_corpus
+    from pipelines.workspace import Workspace
+
+    result = export_corpus(Workspace.open(arguments.workspace), Path(arguments.out), arguments.format)
+    if arguments.json:
+        _print_json(result)
+    elif not arguments.quiet:
+        print(f"{result['documents']:,} documents in {result['files']} files under {arguments.out}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pipelines.report import write_report
+    from pipelines.workspace import Workspace
+
+    workspace = Workspace.open(arguments.workspace)
+    data = write_report(workspace)
+    if arguments.json:
+        _print_json(data)
+    else:
+        print(f"{workspace.local_path('report/index.html')}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from pipelines.demo import run_demo
+
+    return run_demo(Path(arguments.workspace), _runner(arguments), as_json=arguments.json, quiet=arguments.quiet)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = _parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(given)
+    if parsed.version:
+        import importlib.metadata
+
+        print(f"webtext {importlib.metadata.version('webtext')}")
+        return 0
+    if parsed.command is None:
+        parser.print_help()
+        return 2
+    from pipelines.progress import set_verbosity
+
+    set_verbosity(1 if getattr(parsed, "verbose", False) else -1 if getattr(parsed, "quiet", False) else 0)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if type(error).__name__ not in EXPECTED or getattr(parsed, "verbose", False):
+            raise
+        print(f"webtext: {error}", file=sys.stderr)
+        return 2 if type(error).__name__ == "RecipeError" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
