@@ -8,6 +8,7 @@ that moves to a newer Unicode, `python -m tokenizer.classes > classes.txt` write
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from importlib import resources
 
@@ -57,7 +58,7 @@ def write_ranges(table: Classes) -> str:
     """The text of `classes.txt` for uint8[0x110000]: one line a range, in the order of code points."""
     lines = ["# Code points by their class in GPT-2's pattern, as `tokenizers` sees them; all others are `other`."]
     borders = [0, *(np.flatnonzero(np.diff(table)) + 1).tolist(), len(table)]
-    for first, end in zip(borders[:-1], borders[1:], strict=True):
+    for first, end in itertools.pairwise(borders):
         if table[first] != OTHER:
             lines.append(f"{NAMES[table[first]]} {first:04X} {end - 1:04X}")
     return "\n".join(lines) + "\n"

@@ -1,9 +1,9 @@
 """How often each pretoken occurs: all that training a byte-level BPE needs to know of a corpus.
 
-A count table is a `pa.Table` of `SCHEMA`, sorted by the pretoken's bytes, each pretoken once: equal corpora give equal
-tables, whatever the order of their texts, and tables of parts add up to the table of the whole. So a large corpus is
-counted part by part, anywhere, and the tables are merged; memory is bounded by a limit on the distinct pretokens held
-at once, beyond which a run is closed and another begun.
+A count table is a `pa.Table` of `SCHEMA`, sorted by the pretoken's bytes, each pretoken once: equal corpora give
+equal tables, whatever the order of their texts, and tables of parts add up to the table of the whole. So a large
+corpus is counted part by part, anywhere, and the tables are merged; memory is bounded by a limit on the distinct
+pretokens held at once, beyond which a run is closed and another begun.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokenizer.pretokens import Texts, find_pretokens
-from tokenizer.types import TypeTable
+from tokenizer.table import TypeTable
 
 SCHEMA: Final = pa.schema(
     [pa.field("pretoken", pa.binary(), nullable=False), pa.field("count", pa.int64(), nullable=False)]

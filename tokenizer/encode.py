@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tokenizer.pretokens import Ints, Texts, find_pretokens
-from tokenizer.types import Rows, TypeTable, spans
+from tokenizer.table import Rows, TypeTable, spans
 from tokenizer.vocabulary import Vocabulary, write_token
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ class Encoder:
     def decode_bytes(self, ids: Sequence[int] | npt.NDArray[np.generic] | pa.Array) -> bytes:
         """The bytes of ids."""
         numbers = ids.to_numpy(zero_copy_only=False) if isinstance(ids, pa.Array) else np.asarray(ids)
-        if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= self.vocabulary.size):
+        if numbers.size and (
+            numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= self.vocabulary.size
+        ):
             raise ValueError(f"ids must be whole numbers between 0 and {self.vocabulary.size - 1}")
         tokens = self.vocabulary.tokens
         return b"".join([tokens[number] for number in numbers.tolist()])

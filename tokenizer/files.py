@@ -7,6 +7,7 @@ A file read may come from anywhere: whatever is wrong with it is one ValueError 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
@@ -90,9 +91,9 @@ def _tokenizer_json(vocabulary: Vocabulary, ids: dict[str, int], merges: list[li
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
-    """The vocabulary of a `tokenizer.json`, of a `vocab.json` or `encoder.json` (its merges beside it), or of a folder
-    with such files, `tokenizer.json` first. Raises ValueError, naming the file, for what is not a byte-level BPE with
-    GPT-2's pretokens, and FileNotFoundError where there is no file."""
+    """The vocabulary of a `tokenizer.json`, of a `vocab.json` or `encoder.json` (its merges beside it), or of a
+    folder with such files, `tokenizer.json` first. Raises ValueError, naming the file, for what is not a byte-level
+    BPE with GPT-2's pretokens, and FileNotFoundError where there is no file."""
     path = Path(path)
     if path.is_dir():
         names = ["tokenizer.json", *(vocab for vocab, _ in PAIRED)]
@@ -113,7 +114,9 @@ def read_pair(vocab: str | Path, merges: str | Path) -> Vocabulary:
     ids = _named(Path(vocab), lambda: _read_ids(_parse_json(ids_data)))
     pairs = _named(Path(merges), lambda: _parse_merges(lines_data))
     both = f"{vocab} with {Path(merges).name}"
-    return _named(both, lambda: _vocabulary(ids, pairs, {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}))
+    return _named(
+        both, lambda: _vocabulary(ids, pairs, {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {})
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -137,8 +140,8 @@ def _parse_json(data: bytes) -> Json:
     def distinct(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         value = dict(pairs)
         if len(value) < len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            times = Counter(name for name, _ in pairs)
+            twice = next(name for name in times if times[name] > 1)
             raise ValueError(f"the name {twice!r:.80} is there twice")
         return value
 
@@ -251,7 +254,9 @@ def _vocabulary(ids: dict[str, int], merges: Iterable[tuple[str, str]], specials
         for number in range(size)
     ]
     return Vocabulary(
-        tuple(tokens), tuple(_merge_ids(place, pair, ids) for place, pair in enumerate(merges)), tuple(specials.values())
+        tuple(tokens),
+        tuple(_merge_ids(place, pair, ids) for place, pair in enumerate(merges)),
+        tuple(specials.values()),
     )
 
 

@@ -12,14 +12,15 @@ Read as a rule about borders, it looks no further than a character back and thre
 - an apostrophe that starts a pretoken and is followed by s, t, m, d, re, ve or ll ends after these letters;
 - a document starts a pretoken.
 
-So a text is cut into windows anywhere and a few arrays per window hold everything; nothing is done per word in Python.
+So a text is cut into windows anywhere and a few arrays per window hold everything; nothing is done per word in
+Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
-Texts = pa.Array | pa.ChunkedArray | Sequence[str]
+Texts: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _start_last_spaces(text: Bytes, last: Flags, start: Flags) -> None:
 def _first_byte(text: Bytes, place: Ints) -> Ints:
     """Where the character of white space that ends at `place` begins: it has at most three bytes."""
     back = place - ((text[place] & 0xC0) == 0x80)
-    return np.maximum(back - ((text[back] & 0xC0) == 0x80), 0)
+    first: Ints = np.maximum(back - ((text[back] & 0xC0) == 0x80), 0)
+    return first
 
 
 def _start_documents(text: Bytes, kind: Bytes, edges: Ints, start: Flags) -> None:
@@ -252,7 +254,8 @@ def _mixed_keys(word: Keys, first: Ints, size: Ints) -> Keys:
         mixed[active] ^= mixed[active] >> _HALF
         place += 8
         active = active[size[active] > place + 8]
-    return (mixed * _MIX) | _LONG
+    keys: Keys = (mixed * _MIX) | _LONG
+    return keys
 
 
 def is_word(first_bytes: Sequence[bytes]) -> Flags:

@@ -1,5 +1,5 @@
 """What a vocabulary makes of a text: bytes per token, tokens per word, how much falls back to single bytes; at the
-sizes that the same training passed through on its way, because stopping it earlier only leaves out the last merges."""
+sizes that the same training passed through on its way, since stopping it earlier only leaves out the last merges."""
 
 from __future__ import annotations
 

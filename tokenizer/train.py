@@ -1,9 +1,9 @@
 """Byte-level BPE from a count table: exact, deterministic, in one process.
 
 The method is Sennrich, Haddow and Birch (2016) over bytes, as GPT-2 uses it: the most frequent pair of neighbouring
-tokens within a pretoken becomes a token, again and again. Of pairs equally frequent the one with the smaller ids wins.
-So defined, the merges are those of `tokenizers`' BpeTrainer, one by one; its counts wrap at 2^31, which a few dozen
-gigabytes of text reach, and these are 64 bits wide.
+tokens within a pretoken becomes a token, again and again. Of pairs equally frequent the one with the smaller ids
+wins. So defined, the merges are those of `tokenizers`' BpeTrainer, one by one; its counts wrap at 2^31, which a few
+dozen gigabytes of text reach, and these are 64 bits wide.
 
 All pretokens lie in one array of tokens with links to the neighbours. A pair knows the places where it may stand; a
 merge is a handful of array operations on these. A heap gives the next pair; counts only fall once a pair is made, so
@@ -33,10 +33,9 @@ WRAPS: Final = 1 << 31  # counts that `tokenizers` cannot hold
 
 @dataclass(frozen=True)
 class BpeOptions:
-    """`vocab_size` counts the 256 bytes and `<|endoftext|>`. A pair seen fewer than `min_count` times makes no token.
-    `max_token_length` bounds a token's bytes (0: no bound; two bytes are always allowed). `engine` "tokenizers" trains
-    with the reference on the same counts, for comparison: it needs time in proportion to the text and refuses what
-    would wrap."""
+    """`vocab_size` counts the 256 bytes and `<|endoftext|>`. A pair seen fewer than `min_count` times makes no
+    token. `max_token_length` bounds a token's bytes (0: no bound). `engine` "tokenizers" trains with the reference on
+    the same counts, for comparison: it needs time in proportion to the text and refuses what would wrap."""
 
     vocab_size: int = 50257
     min_count: int = 2

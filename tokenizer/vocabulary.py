@@ -129,10 +129,12 @@ def new_vocabulary(merges: Sequence[tuple[bytes, bytes]], bases: Sequence[bytes]
     """The vocabulary with these merges, numbered as GPT-2's. `bases`: another order of the 256 bytes."""
     tokens = list(bases) or [bytes([byte]) for byte in base_bytes()]
     ids = {token: place for place, token in enumerate(tokens)}
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for left, right in merges:
         if left not in ids or right not in ids:
-            raise ValueError(f"merge {len(pairs)} joins {left!r:.40} and {right!r:.40}, which are not both tokens yet")
+            raise ValueError(
+                f"merge {len(pairs)} joins {left!r:.40} and {right!r:.40}, which are not both tokens yet"
+            )
         pairs.append((ids[left], ids[right]))
         if left + right not in ids:
             ids[left + right] = len(tokens)

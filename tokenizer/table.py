@@ -1,13 +1,14 @@
 """A table of pretoken types: every distinct pretoken gets one row, for good, in the order of first meeting.
 
 Counting adds up rows, encoding looks ids up by row. A type is found by its 64-bit key in an open-addressing table of
-two arrays, all pretokens of a batch at once, and then confirmed byte by byte, so that two types with one key can never
-be taken for each other: the second of such a pair has its row in a dictionary of its own.
+two arrays, all pretokens of a batch at once, and then confirmed byte by byte, so that two types with one key can
+never be taken for each other: the second of such a pair has its row in a dictionary of its own.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import itertools
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ _EXACT: Final = np.uint64(0xFF << 56)  # keys below are the bytes themselves
 _ROUNDS: Final = 4  # comparisons of eight bytes for all at once; what is longer is compared one by one
 
 Rows = npt.NDArray[np.int32]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class TypeTable:
@@ -51,7 +53,7 @@ class TypeTable:
         borders = self._borders[first : self.count + 1]
         data = self._bytes[borders[0] : borders[-1]].tobytes()
         places = (borders - borders[0]).tolist()
-        return [data[low:high] for low, high in zip(places[:-1], places[1:], strict=True)]
+        return [data[low:high] for low, high in itertools.pairwise(places)]
 
     def rows(self, pretokens: Pretokens) -> Rows:
         """int32[p]: the row of each pretoken; types not met before are added."""
@@ -148,7 +150,7 @@ class TypeTable:
         here, there = eight_bytes(pretokens.text), eight_bytes(self._bytes[: self.size + PADDING])
         first, own = pretokens.borders[places], self._borders[rows]
         size = pretokens.borders[places + 1] - first
-        same = (self._borders[rows + 1] - own) == size
+        same: Flags = (self._borders[rows + 1] - own) == size
         todo = np.flatnonzero(same)
         for step in range(0, 8 * _ROUNDS, 8):
             mask = _MASKS[np.minimum(size[todo] - step, 8)]
@@ -159,9 +161,7 @@ class TypeTable:
                 return same
         for place in todo.tolist():
             low, other, length = int(first[place]), int(own[place]), int(size[place])
-            same[place] = np.array_equal(
-                pretokens.text[low : low + length], self._bytes[other : other + length]
-            )
+            same[place] = np.array_equal(pretokens.text[low : low + length], self._bytes[other : other + length])
         return same
 
 
@@ -176,7 +176,7 @@ def _bytes_at(pretokens: Pretokens, place: int) -> bytes:
     return pretokens.text[pretokens.borders[place] : pretokens.borders[place + 1]].tobytes()
 
 
-def _grown(array: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.generic]:
+def _grown(array: npt.NDArray[Scalar], size: int) -> npt.NDArray[Scalar]:
     """The array with room for `size` entries; it at least doubles when it must grow."""
     if size <= len(array):
         return array
