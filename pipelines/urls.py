@@ -180,19 +180,24 @@ _CLEAN_PATH = re.compile(r"[A-Za-z0-9!$%&'()*+,\-./:;=@\[\\\]_|~]*")
 _CLEAN_QUERY = re.compile(r"[A-Za-z0-9!$%&()*+,\-./:;=?@\[\\\]^_`{|}~]*")
 
 
+def trimmed(url: str) -> str:
+    """A URL without what every parser ignores: controls and spaces around it, tabs and line ends inside."""
+    return url.strip(_TRIM).translate(_NEWLINES)
+
+
 def parse(url: str) -> Parsed:
     """Parse as the WHATWG URL Standard does for http and https without a base URL; raises Refused with a reason."""
     if len(url) > MAX_URL:
         raise Refused("too_long")
-    url = url.strip(_TRIM).translate(_NEWLINES)
+    url = trimmed(url)
     if not url.isascii():
         url = url.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     match = _URL.match(url)
     if match is None:
-        raise Refused("relative")
+        raise Refused("no_scheme")
     scheme = match[1].lower()
     if scheme not in _SCHEMES:
-        raise Refused("scheme")
+        raise Refused("not_http")
     credentials, _, authority = match[2].rpartition("@")
     bracket = authority.rfind("]")
     name, colon, port = authority[bracket + 1 :].partition(":")
@@ -246,7 +251,7 @@ def _query(query: str) -> str:
 def identify(url: str) -> tuple[str, str]:
     """(canonical URL, "") or ("", reason); never raises, whatever the string.
 
-    Reasons: too_long, relative, scheme, credentials, no_host, bad_host, bad_port.
+    Reasons: too_long, no_scheme, not_http, credentials, no_host, bad_host, bad_port.
     """
     try:
         parsed = parse(url)
