@@ -43,7 +43,7 @@ def check_space(workspace: Workspace, inputs: ResolvedInputs) -> None:
 
 
 def remember(
-    workspace: Workspace, recipe: Recipe, inputs: ResolvedInputs, digests: Mapping[str, str], base: Path
+    workspace: Workspace, recipe: Recipe, inputs: ResolvedInputs, digests: Mapping[str, str], base: Path, limit: int
 ) -> None:
     """Keep the resolved recipe and the inputs' fingerprints in the workspace."""
     fixed = dataclasses.replace(
@@ -57,6 +57,10 @@ def remember(
         ),
         evaluation=tuple(dataclasses.replace(e, path=str(base / e.path)) for e in recipe.evaluation),
     )
+    if limit:
+        workspace.write("limit.txt", str(limit).encode())
+    else:
+        workspace.remove("limit.txt")
     workspace.write("recipe.yaml", recipe_yaml(fixed).encode())
     listed = {
         section: [{"name": f.name, "size": f.size, "sha256": digests[f.path]} for f in getattr(inputs, section)]
@@ -225,7 +229,7 @@ def build(
     with held(workspace):
         check_space(workspace, inputs)
         digests = digest_inputs(workspace, inputs.all())
-        remember(workspace, recipe, inputs, digests, base)
+        remember(workspace, recipe, inputs, digests, base, limit)
         made = Build(workspace, recipe, inputs, digests, runner, limit)
         for step in STEPS[: STEPS.index(until) + 1]:
             say(f"— {step}", level=1)

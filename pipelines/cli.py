@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="webtext", description="Build a WebText-style corpus, and train a GPT you can answer for."
     )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
 
     def command(name: str, help: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("new", "write a small commented recipe", _new)
     sub.add_argument("recipe", nargs="?", default="recipe.yaml", help="where to write it (default: %(default)s)")
 
-    sub = command("build", "run all corpus stages of a recipe; resumes what was cut off, redoes what is stale", _build)
+    sub = command(
+        "build", "run all corpus stages of a recipe; resumes what was cut off, redoes what is stale", _build
+    )
     _add_build(sub)
     sub.add_argument("--until", choices=[*STAGES, "report"], default="report", help="stop after this step")
     for name, help in STAGES.items():
@@ -103,7 +105,7 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_model_commands(commands: Any) -> None:
-    """train, evaluate, generate, model: defined by the model package, which imports torch only when one runs."""
+    """train, evaluate, generate, info: defined by the model package, which imports torch only when one runs."""
     from model.commands import add_commands
 
     add_commands(commands)
@@ -171,7 +173,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _why(arguments: argparse.Namespace) -> int:
-    from pipelines.why import life_of, life_lines
+    from pipelines.why import life_lines, life_of
     from pipelines.workspace import Workspace
 
     life = life_of(Workspace.open(arguments.workspace), arguments.url)
@@ -223,14 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"webtext {importlib.metadata.version('webtext')}")
         return 0
-    if parsed.command is None:
+    if parsed.subcommand is None:
         parser.print_help()
         return 2
     from pipelines.progress import set_verbosity
 
     set_verbosity(1 if getattr(parsed, "verbose", False) else -1 if getattr(parsed, "quiet", False) else 0)
     try:
-        return int(parsed.run(parsed) or 0)
+        run = parsed.run if hasattr(parsed, "run") else parsed.command
+        return int(run(parsed) or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130

@@ -122,7 +122,7 @@ SCHEMA = pa.schema(
     ]
 )
 """corpus/, version 1: the rows and order of the document part. `detail`: for a duplicate the survivor's doc_id and
-the similarity, for others what the rule saw. `cuts`: UTF-8 byte spans to leave out, on character boundaries, sorted."""
+the similarity, for others what the rule saw. `cuts`: UTF-8 byte spans to leave out, on character boundaries."""
 
 
 # One document's evidence against one rule: pure functions over columns.

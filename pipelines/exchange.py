@@ -29,6 +29,7 @@ from pipelines.progress import Progress, human_seconds, say
 from pipelines.runner import RunnerOptions, run_pipeline
 from pipelines.stages import (
     Context,
+    NotCurrent,
     Stage,
     StageError,
     Task,
@@ -191,6 +192,8 @@ def run_exchange(
     if manifest is not None:
         say(f"{stage.name}: current", level=1)
         return manifest
+    if runner.plan:
+        raise NotCurrent(stage.name)
     received = f"{STATE}/received/{stage.name}"
     workspace.remove_directory(received)
     if receivers:

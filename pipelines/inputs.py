@@ -1,7 +1,7 @@
 """The inputs of a recipe: which files, under which names, with which digests.
 
 An input's name is its path relative to its root (the folder, or the part of a pattern before the first wildcard), so
-it is the same wherever the folder lies. Its sha256 is its identity; digests are kept beside the workspace's state with
+it is the same wherever the folder lies. Its sha256 is its identity; digests are kept in the workspace's state with
 the file's size and time, so a file is hashed once.
 """
 

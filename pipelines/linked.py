@@ -1,8 +1,8 @@
 """Which documents somebody linked to: links and pages meet by canonical URL.
 
 Links and pages are two sources. A page counts as linked when a kept link has its URL, or was redirected to it by the
-fetcher. Both misses are counted: kept links without a page, and pages without a link. Two exchanges: by URL, then back
-to the document parts, whose annotation has the same rows in the same order.
+fetcher. Both misses are counted: kept links without a page, and pages without a link. Two exchanges: by URL, then
+back to the document parts, whose annotation has the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
 
 
 SCHEMA = _schema(("linked", pa.bool_()), ("score", pa.int64()), ("link", pa.string()))
-"""annotations/links: whether a kept link leads here, the best score of those that do (0), the smallest of them ("")."""
+"""annotations/links: whether a kept link leads here, the best score of those that do, the smallest of them ("")."""
 
 MEETING = _schema(
     ("key", pa.uint64()),  # hash of url

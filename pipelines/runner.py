@@ -42,6 +42,8 @@ class RunnerOptions:
     name: str = EMBEDDED
     workers: int = 0
     passthrough: tuple[str, ...] = ()
+    plan: bool = False
+    """Run nothing: the first stage that is not current raises instead. How `status` asks what a build would do."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:

@@ -45,6 +45,14 @@ class StageError(Exception):
     """A stage failed; the message names the stage, the task and the cause."""
 
 
+class NotCurrent(Exception):
+    """Raised instead of running by a runner that only plans; `stage` is the first that a build would run."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
 @dataclass(frozen=True)
 class Task:
     """One unit of work.
@@ -308,6 +316,8 @@ def run_stage(
     if manifest is not None:
         say(f"{stage.name}: current", level=1)
         return manifest
+    if runner.plan:
+        raise NotCurrent(stage.name)
     paths = {task.key: record_path(stage, task, fingerprints[task.key]) for task in ordered}
     todo = [task for task in ordered if read_record(workspace, paths[task.key]) is None]
     for task in todo:

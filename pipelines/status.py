@@ -1,0 +1,128 @@
+"""What a workspace holds: the funnel with its drops, and which stages are done, stale or missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.runner import RunnerOptions
+from pipelines.stages import NotCurrent
+from pipelines.workspace import Json, Workspace, WorkspaceError, read_manifest
+
+FUNNEL = (
+    "links/submissions",
+    "links",
+    "pages",
+    "documents",
+    "annotations/links/matches",
+    "annotations/language",
+    "annotations/quality",
+    "annotations/duplicates",
+    "annotations/wikipedia",
+    "annotations/contamination",
+    "corpus",
+    "tokenizer",
+    "shards/written",
+)
+"""Stages in the order of the data."""
+
+TITLES = {
+    "links/submissions": "link dumps",
+    "annotations/links/matches": "links and pages",
+    "shards/written": "shards",
+}
+
+
+def funnel(workspace: Workspace) -> list[dict[str, Json]]:
+    """For each stage and unit: how many came in, were kept, and were dropped for each reason.
+
+    Stages that judge without dropping (annotations) are left out.
+    """
+    rows: list[dict[str, Json]] = []
+    for stage in FUNNEL:
+        manifest = read_manifest(workspace, stage)
+        if manifest is None or (stage.startswith("annotations/") and stage != "annotations/links/matches"):
+            continue
+        for unit, ledger in manifest.ledgers.items():
+            dropped = {reason: n for reason, n in ledger.items() if reason not in ("in", "kept") and n}
+            rows.append(
+                {
+                    "stage": stage,
+                    "unit": unit,
+                    "in": ledger.get("in", 0),
+                    "kept": ledger.get("kept", 0),
+                    "dropped": dict(sorted(dropped.items(), key=lambda item: (-item[1], item[0]))),
+                    "balances": ledger.get("in", 0) == ledger.get("kept", 0) + sum(dropped.values()),
+                    "broken_inputs": len(manifest.problems),
+                }
+            )
+    return rows
+
+
+def funnel_lines(workspace: Workspace) -> list[str]:
+    """The funnel for a terminal, a line per ledger and a line per reason."""
+    lines = []
+    for row in funnel(workspace):
+        title = TITLES.get(row["stage"], row["stage"])
+        lines.append(f"{title:16} {row['in']:>10,} {row['unit']} in, {row['kept']:,} kept")
+        lines += [f"{'':16} {n:>10,} {reason}" for reason, n in row["dropped"].items()]
+    return lines
+
+
+def status(workspace: Workspace) -> list[dict[str, Json]]:
+    """Each stage: done, stale (its inputs, options or files changed) or missing; with rows and bytes.
+
+    Raises WorkspaceError when the workspace holds no recipe.
+    """
+    stale_from = _first_stale(workspace)
+    rows: list[dict[str, Json]] = []
+    reached = False
+    for stage in FUNNEL:
+        reached = reached or stage == stale_from or bool(stale_from and stale_from.startswith(f"{stage}/"))
+        manifest = read_manifest(workspace, stage)
+        state = "missing" if manifest is None else "stale" if reached else "done"
+        files = [file for table in manifest.tables.values() for file in table] if manifest else []
+        rows.append(
+            {
+                "stage": stage,
+                "state": state,
+                "files": len(files),
+                "rows": sum(file.rows for file in manifest.parts()) if manifest else 0,
+                "bytes": sum(file.size for file in files),
+                "broken_inputs": len(manifest.problems) if manifest else 0,
+            }
+        )
+    return rows
+
+
+def _first_stale(workspace: Workspace) -> str:
+    """The first stage that a build would run, "" when nothing would; asks the build itself, which runs nothing."""
+    from pathlib import Path
+
+    from pipelines.build import Build
+    from pipelines.inputs import digest_inputs
+    from pipelines.recipe import parse_recipe, resolve_inputs
+
+    if not workspace.exists("recipe.yaml"):
+        raise WorkspaceError(f"{workspace.url} holds no recipe.yaml: no build has begun here")
+    recipe = parse_recipe(workspace.read("recipe.yaml").decode(), f"{workspace.url}/recipe.yaml")
+    inputs = resolve_inputs(recipe, Path("/"))
+    limit = int(workspace.read("limit.txt")) if workspace.exists("limit.txt") else 0
+    plan = RunnerOptions(plan=True)
+    build = Build(workspace, recipe, inputs, digest_inputs(workspace, inputs.all()), plan, limit)
+    try:
+        for step in ("links", "pages", "documents", "annotations", "corpus", "tokenizer", "shards"):
+            getattr(build, step)()
+    except NotCurrent as first:
+        return first.stage
+    return ""
+
+
+def status_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The status table for a terminal."""
+    lines = [f"{'stage':28} {'state':8} {'files':>6} {'rows':>12} {'bytes':>14}"]
+    for row in rows:
+        broken = f"  {row['broken_inputs']} broken inputs" if row["broken_inputs"] else ""
+        lines.append(
+            f"{row['stage']:28} {row['state']:8} {row['files']:>6,} {row['rows']:>12,} {row['bytes']:>14,}{broken}"
+        )
+    return lines
