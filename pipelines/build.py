@@ -55,7 +55,10 @@ def remember(
                 for name in ("links", "archives", "texts", "wikipedia")
             },
         ),
-        evaluation=tuple(dataclasses.replace(e, path=str(base / e.path)) for e in recipe.evaluation),
+        evaluation=tuple(
+            dataclasses.replace(e, path=str(base / e.path), train=str(base / e.train) if e.train else "")
+            for e in recipe.evaluation
+        ),
     )
     if limit:
         workspace.write("limit.txt", str(limit).encode())
@@ -77,10 +80,12 @@ class Build:
         workspace: Workspace,
         recipe: Recipe,
         inputs: ResolvedInputs,
+        base: Path,
         digests: Mapping[str, str],
         runner: RunnerOptions,
         limit: int = 0,
     ) -> None:
+        self.base = base
         self.workspace, self.recipe, self.inputs, self.runner = workspace, recipe, inputs, runner
         self.digests = digests
         self.limit = limit
@@ -140,8 +145,10 @@ class Build:
 
     def annotations(self) -> None:
         """annotations/: what is true of each document, beside it, row by row."""
-        from pipelines import contamination, language, linked, quality, wikipedia
+        from pipelines import language, linked, quality, wikipedia
+        from pipelines.contamination import CONTAMINATION, contamination_tasks
         from pipelines.duplicates import annotate_duplicates
+        from pipelines.evaluation_sets import EVALUATION, evaluation_task
 
         workspace, recipe, runner, documents = self.workspace, self.recipe, self.runner, self.made["documents"]
         tasks = annotation_tasks(documents)
@@ -156,27 +163,22 @@ class Build:
         for manifest in wikipedia.annotate_wikipedia(workspace, documents, dumps, recipe.wikipedia, runner):
             self._note(manifest)
         if recipe.evaluation:
-            sets = [
-                (entry, self._file_task(file, entry.name))
-                for entry, file in zip(recipe.evaluation, self.inputs.evaluation, strict=True)
-            ]
-            for manifest in contamination.annotate_contamination(
-                workspace, documents, sets, recipe.contamination, runner
-            ):
-                self._note(manifest)
+            task = evaluation_task(recipe.evaluation, self.base, self.digests, "evaluation")
+            index = self._note(run_stage(workspace, EVALUATION, recipe.contamination, [task], runner))
+            scans = contamination_tasks(documents, index)
+            self._note(run_stage(workspace, CONTAMINATION, recipe.contamination, scans, runner))
 
     def corpus(self) -> None:
         """corpus/: the recipe's rules over the evidence."""
         from pipelines.corpus import build_corpus
         from pipelines.summaries import summarise
 
-        annotations = {name: manifest for name, manifest in self.made.items() if name.startswith("annotations/")}
-        documents = self.made["documents"]
-        corpus = build_corpus(self.workspace, documents, annotations, self.recipe.corpus, self.runner)
+        documents, recipe = self.made["documents"], self.recipe
+        corpus = build_corpus(self.workspace, documents, self.made, recipe.corpus, recipe.contamination, self.runner)
         self._note(corpus)
         if not corpus.ledgers["documents"].get("kept"):
             raise StageError(f"corpus: the rules keep no document: {dict(corpus.ledgers['documents'])}")
-        summarise(self.workspace, documents, corpus, self.made, self.recipe.corpus, self.runner)
+        summarise(self.workspace, self.made, recipe.contamination, self.runner)
 
     def tokenizer(self) -> None:
         """tokenizer/: byte-level BPE from the corpus's pretoken counts."""
@@ -230,7 +232,7 @@ def build(
         check_space(workspace, inputs)
         digests = digest_inputs(workspace, inputs.all())
         remember(workspace, recipe, inputs, digests, base, limit)
-        made = Build(workspace, recipe, inputs, digests, runner, limit)
+        made = Build(workspace, recipe, inputs, base, digests, runner, limit)
         for step in STEPS[: STEPS.index(until) + 1]:
             say(f"— {step}", level=1)
             getattr(made, step)()

@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contamination import ContaminationRule, cut_spans, document_frequency
+from pipelines.contamination import ContaminationOptions, counted_hits, cut_spans, document_frequency
+from pipelines.evaluation_sets import only_part
 from pipelines.quality import QualityRule
 from pipelines.quality import judge as judge_quality
 from pipelines.runner import RunnerOptions
@@ -80,7 +81,9 @@ class CorpusOptions:
     quality: QualityRule = field(default_factory=QualityRule)
     wikipedia: WikipediaRule = field(default_factory=WikipediaRule)
     duplicates: DuplicatesRule = field(default_factory=DuplicatesRule)
-    contamination: ContaminationRule = field(default_factory=ContaminationRule)
+    contamination: Literal["report", "cut", "drop"] = "report"
+    """What happens to a document that holds n-grams of an evaluation set: nothing but the report, GPT-3's cut
+    (section `contamination` has its numbers), or the whole document goes."""
 
     def __post_init__(self) -> None:
         if len(set(self.rules)) != len(self.rules):
@@ -245,14 +248,17 @@ def surviving(survivors: pa.Table, dropped: pa.Table | None) -> np.ndarray:
 
 def work_frequencies(task: Task, context: Context) -> None:
     """In how many surviving documents each evaluation n-gram stands: one task, over the rows that have hits."""
-    hits = []
-    for pair in task.inputs["parts"]:
-        survivors = read_part(context.workspace, PartFile.of(pair["survivors"]), ["reason", "later"])
-        dropped = read_part(context.workspace, PartFile.of(pair["dropped"])) if "dropped" in pair else None
-        found = read_part(context.workspace, PartFile.of(pair["contamination"]), ["hits"]).column("hits")
-        hits.append(found.filter(pa.array(surviving(survivors, dropped))))
-    grams, documents = document_frequency(hits)
-    table = pa.table({"gram": grams, "documents": documents}).cast(FREQUENCY_SCHEMA)
+
+    def parts() -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
+        for pair in task.inputs["parts"]:
+            survivors = read_part(context.workspace, PartFile.of(pair["survivors"]), ["reason", "later"])
+            dropped = read_part(context.workspace, PartFile.of(pair["dropped"])) if "dropped" in pair else None
+            hits = read_part(context.workspace, PartFile.of(pair["contamination"]), ["hits"]).column("hits")
+            yield hits, surviving(survivors, dropped)
+
+    frequency = document_frequency(parts(), int(task.inputs["grams"]))
+    found = np.flatnonzero(frequency)
+    table = pa.table({"gram": found, "documents": frequency[found]}).cast(FREQUENCY_SCHEMA)
     context.write("", "frequencies", table, FREQUENCY_SCHEMA)
 
 
@@ -278,8 +284,8 @@ def work_decisions(task: Task, context: Context) -> None:
                 detail[row["row"]] = f"{row['survivor']} {row['similarity']:.4f}"
     unset = reason == ""
     reason[unset] = later[unset]
-    if "frequencies" in task.inputs and options.contamination.action != "report":
-        _cut(task, context, options.contamination, reason, detail, cuts)
+    if "frequencies" in task.inputs and options.contamination != "report":
+        _apply_contamination(task, context, reason, detail, cuts)
     keep = reason == ""
     spans = [[{"start": a, "end": b} for a, b in found] for found in cuts]
     table = pa.table({"keep": keep, "reason": reason.tolist(), "detail": detail.tolist(), "cuts": spans}, SCHEMA)
@@ -290,28 +296,28 @@ def work_decisions(task: Task, context: Context) -> None:
         context.count("documents", str(name), int(count))
 
 
-def _cut(
-    task: Task,
-    context: Context,
-    rule: ContaminationRule,
-    reason: np.ndarray,
-    detail: np.ndarray,
-    cuts: list[list[tuple[int, int]]],
+def _apply_contamination(
+    task: Task, context: Context, reason: np.ndarray, detail: np.ndarray, cuts: list[list[tuple[int, int]]]
 ) -> None:
-    """Apply the contamination rule in place to the documents that all other rules keep."""
-    frequencies = read_part(context.workspace, PartFile.of(task.inputs["frequencies"]))
-    frequency = dict(zip(*(frequencies.column(c).to_pylist() for c in ("gram", "documents")), strict=True))
-    found = _annotation(task, context, EVIDENCE["contamination"]).column("hits")
-    wanted = np.flatnonzero((reason == "") & (pc.list_value_length(found).to_numpy() > 0))
+    """Cut or drop, in place, among the documents that all other rules keep."""
+    rule = ContaminationOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in task.inputs["rule"].items()})
+    counted = read_part(context.workspace, PartFile.of(task.inputs["frequencies"]))
+    frequency = np.zeros(int(task.inputs["grams"]), np.int64)
+    frequency[counted.column("gram").to_numpy()] = counted.column("documents").to_numpy()
+    hits = _annotation(task, context, EVIDENCE["contamination"]).column("hits").combine_chunks()
+    wanted = np.flatnonzero((reason == "") & (pc.list_value_length(hits).to_numpy(zero_copy_only=False) > 0))
     if not len(wanted):
         return
     texts = read_part(context.workspace, PartFile.of(task.inputs["documents"]), ["text"]).column("text")
     for row in wanted.tolist():
-        decision = cut_spans(texts[row].as_py(), found[row].as_py(), frequency, rule)
-        if decision.drop:
-            reason[row], detail[row] = "contamination", decision.detail
+        starts, ends = counted_hits(hits, row, frequency, rule)
+        if not len(starts):
+            continue
+        cut = cut_spans(texts[row].as_py(), starts, ends, rule)
+        if context.options.contamination == "drop" or cut.reason:
+            reason[row], detail[row] = "contamination", cut.reason or f"{len(starts)} n-grams of evaluation sets"
         else:
-            cuts[row] = list(decision.cuts)
+            cuts[row] = list(cut.spans)
 
 
 STAGE = Stage("corpus", 1, work_decisions)
@@ -329,11 +335,14 @@ def build_corpus(
     documents: Manifest,
     annotations: Mapping[str, Manifest],
     options: CorpusOptions,
+    contamination: ContaminationOptions,
     runner: RunnerOptions,
 ) -> Manifest:
     """Bring corpus/ up to date from documents/ and the annotations the rules name.
 
-    `annotations` maps a stage's name to its manifest. Raises WorkspaceError when a rule's evidence is missing.
+    `annotations` maps a stage's name to its manifest (and "evaluation", the index of n-grams).
+
+    Raises WorkspaceError when a rule's evidence is missing.
     """
     for rule in options.rules:
         if EVIDENCE[rule] not in annotations:
@@ -343,8 +352,8 @@ def build_corpus(
     evidence = {name: _by_part(manifest) for name, manifest in annotations.items()}
     files = documents.parts()
 
-    def task(file: PartFile, others: Mapping[str, PartFile]) -> Task:
-        inputs: dict[str, Any] = {"documents": dataclasses.asdict(file)}
+    def task(file: PartFile, others: Mapping[str, PartFile], extra: Mapping[str, Any] | None = None) -> Task:
+        inputs: dict[str, Any] = {"documents": dataclasses.asdict(file), **(extra or {})}
         return Task(
             file.part, {**inputs, **{n: dataclasses.asdict(f) for n, f in others.items()}}, weight=file.rows + 1
         )
@@ -360,9 +369,12 @@ def build_corpus(
     if "duplicates" in options.rules:
         dropped = _keepers(workspace, files, survivors, evidence[EVIDENCE["duplicates"]], options, single)
     frequencies: PartFile | None = None
+    counting: dict[str, Any] = {}
     if "contamination" in options.rules:
         hits = evidence[EVIDENCE["contamination"]]
-        frequencies = _frequencies(workspace, files, survivors, dropped, hits, options, single)
+        counting = {"grams": only_part(annotations["evaluation"], "grams").rows}
+        frequencies = _frequencies(workspace, files, survivors, dropped, hits, counting, options, single)
+        counting["rule"] = dataclasses.asdict(contamination)
     tasks = []
     for file in files:
         others = {"survivors": survivors[file.part]}
@@ -370,7 +382,7 @@ def build_corpus(
             others["dropped"] = dropped[file.part]
         if frequencies is not None:
             others |= {"frequencies": frequencies, **needed(file, [EVIDENCE["contamination"]])}
-        tasks.append(task(file, others))
+        tasks.append(task(file, others, counting))
     return run_stage(workspace, STAGE, options, tasks, runner)
 
 
@@ -399,6 +411,7 @@ def _frequencies(
     survivors: Mapping[str, PartFile],
     dropped: Mapping[str, PartFile],
     hits: Mapping[str, PartFile],
+    counting: Mapping[str, Any],
     options: CorpusOptions,
     runner: RunnerOptions,
 ) -> PartFile:
@@ -411,7 +424,7 @@ def _frequencies(
         if file.part in dropped:
             pair["dropped"] = dataclasses.asdict(dropped[file.part])
         pairs.append(pair)
-    manifest = run_stage(workspace, FREQUENCIES, options, [Task("frequencies", {"parts": pairs})], runner)
+    manifest = run_stage(workspace, FREQUENCIES, options, [Task("frequencies", {"parts": pairs, **counting})], runner)
     return manifest.parts()[0]
 
 

@@ -15,7 +15,7 @@ from pipelines.contamination import ContaminationOptions
 from pipelines.corpus import CorpusOptions
 from pipelines.documents import DocumentOptions
 from pipelines.duplicates import DuplicateOptions
-from pipelines.evaluation_sets import EvaluationSet
+from pipelines.evaluation_sets import EvaluationSet, set_files
 from pipelines.fetch import FetchOptions
 from pipelines.inputs import InputFile, find_inputs
 from pipelines.language import LanguageOptions
@@ -74,9 +74,6 @@ class Recipe:
             raise ValueError(
                 "corpus.rules holds contamination, and evaluation names no set: name one or leave it out"
             )
-        names = [entry.name for entry in self.evaluation]
-        if len(set(names)) != len(names):
-            raise ValueError("evaluation gives two sets the same name")
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,6 @@ class ResolvedInputs:
     texts: tuple[InputFile, ...]
     wikipedia: tuple[InputFile, ...]
     evaluation: tuple[InputFile, ...]
-    """One file per evaluation set, in the recipe's order."""
 
     def all(self) -> tuple[InputFile, ...]:
         return (*self.links, *self.archives, *self.texts, *self.wikipedia, *self.evaluation)
@@ -142,19 +138,13 @@ def read_recipe(path: Path) -> tuple[Recipe, ResolvedInputs]:
 
 def resolve_inputs(recipe: Recipe, base: Path) -> ResolvedInputs:
     """The files behind a recipe's patterns. Raises RecipeError naming the first that is missing."""
-    sets = []
-    for index, entry in enumerate(recipe.evaluation):
-        found = find_inputs([entry.path], base, f"evaluation[{index}].path")
-        if len(found) != 1:
-            raise RecipeError(f"evaluation[{index}].path must name one file, and {entry.path} names {len(found)}")
-        sets.append(found[0])
     given = recipe.inputs
     return ResolvedInputs(
         links=tuple(find_inputs(given.links, base, "inputs.links")),
         archives=tuple(find_inputs(given.archives, base, "inputs.archives")),
         texts=tuple(find_inputs(given.texts, base, "inputs.texts")),
         wikipedia=tuple(find_inputs(given.wikipedia, base, "inputs.wikipedia")),
-        evaluation=tuple(sets),
+        evaluation=tuple(set_files(recipe.evaluation, base, "evaluation")),
     )
 
 

@@ -108,7 +108,7 @@ def _first_stale(workspace: Workspace) -> str:
     inputs = resolve_inputs(recipe, Path("/"))
     limit = int(workspace.read("limit.txt")) if workspace.exists("limit.txt") else 0
     plan = RunnerOptions(plan=True)
-    build = Build(workspace, recipe, inputs, digest_inputs(workspace, inputs.all()), plan, limit)
+    build = Build(workspace, recipe, inputs, Path("/"), digest_inputs(workspace, inputs.all()), plan, limit)
     try:
         for step in ("links", "pages", "documents", "annotations", "corpus", "tokenizer", "shards"):
             getattr(build, step)()

@@ -1,0 +1,72 @@
+"""What the view adds up to: the contamination table and the duplicate clusters, for the report and for papers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from pipelines.contamination import ContaminationOptions, Overlap, contamination_table
+from pipelines.evaluation_sets import read_index
+from pipelines.runner import RunnerOptions
+from pipelines.stages import Context, Stage, Task, run_stage
+from pipelines.workspace import Json, Manifest, PartFile, Workspace, read_manifest, read_part
+
+
+def work_contamination(task: Task, context: Context) -> None:
+    """Count every evaluation set's n-grams in the documents the corpus keeps, and write the table."""
+    workspace = context.workspace
+    evaluation = read_manifest(workspace, "evaluation")
+    assert evaluation is not None
+    rule = ContaminationOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in task.inputs["rule"].items()})
+    overlap = Overlap(int(task.inputs["grams"]))
+    for pair in task.inputs["parts"]:
+        decisions = PartFile.of(pair["decisions"])
+        keep = read_part(workspace, decisions, ["keep"]).column("keep").to_numpy()
+        hits = read_part(workspace, PartFile.of(pair["contamination"]), ["hits"]).column("hits")
+        overlap.add(decisions.part, hits, keep)
+    table = contamination_table(read_index(workspace, evaluation), overlap, rule)
+    _publish(context, "contamination.json", {"format": "webtext-contamination", "version": 1, "sets": table})
+
+
+def work_duplicates(task: Task, context: Context) -> None:
+    """Put the figures that choosing keepers left into a file of their own."""
+    body = {"format": "webtext-duplicates", "version": 1, **dict(task.inputs["figures"])}
+    _publish(context, "duplicates.json", body)
+
+
+def _publish(context: Context, name: str, body: Json) -> None:
+    import hashlib
+
+    data = json.dumps(body, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+    sha256 = hashlib.sha256(data).hexdigest()
+    context.workspace.write(f"corpus/{name}", data)
+    context.keep("files", PartFile(name, f"corpus/{name}", 0, len(data), sha256, sha256))
+
+
+CONTAMINATION = Stage("corpus/contamination", 1, work_contamination, ("numpy",), {"files": "corpus/files"})
+DUPLICATES = Stage("corpus/duplicates", 1, work_duplicates, (), {"files": "corpus/files"})
+
+
+def summarise(
+    workspace: Workspace, made: dict[str, Manifest], contamination: ContaminationOptions, runner: RunnerOptions
+) -> None:
+    """Bring corpus/contamination.json and corpus/duplicates.json up to date with corpus/."""
+    single = dataclasses.replace(runner, workers=1)
+    keepers = read_manifest(workspace, "corpus/keepers")
+    if keepers is not None:
+        figures = keepers.figures["keepers"]["duplicates"]
+        run_stage(workspace, DUPLICATES, None, [Task("duplicates", {"figures": figures})], single)
+    if "annotations/contamination" not in made:
+        return
+    hits = {file.part: dataclasses.asdict(file) for file in made["annotations/contamination"].parts()}
+    pairs = [
+        {"decisions": dataclasses.asdict(file), "contamination": hits[file.part]} for file in made["corpus"].parts()
+    ]
+    grams = made["evaluation"].parts("grams")[0]
+    inputs = {
+        "parts": pairs,
+        "rule": dataclasses.asdict(contamination),
+        "grams": grams.rows,
+        "index": made["evaluation"].fingerprint,
+    }
+    run_stage(workspace, CONTAMINATION, None, [Task("contamination", inputs)], single)
