@@ -109,7 +109,7 @@ class Build:
 
     def links(self) -> None:
         """links/: what people voted for, one row per URL."""
-        from pipelines.links import build_links
+        from pipelines.harvest import build_links
         from pipelines.workspace import part_id
 
         if self.inputs.links:

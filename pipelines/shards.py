@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.corpus import kept_documents
 from pipelines.runner import RunnerOptions
@@ -163,8 +164,9 @@ def write_shards(task: Task, context: Context) -> None:
     options: ShardOptions = context.options
     workspace = context.workspace
     encoder = Encoder.open(workspace.local_path("tokenizer"))
-    metadata = {"webtext.tokenizer": str(task.inputs["tokenizer"]), "webtext.eot": str(encoder.eot_id)}
-    schema = shard_schema(encoder.vocab_size, metadata)
+    vocabulary = encoder.vocabulary
+    metadata = {"webtext.tokenizer": str(task.inputs["tokenizer"]), "webtext.eot": str(vocabulary.specials[-1])}
+    schema = shard_schema(vocabulary.size, metadata)
 
     def encoded(split: Split) -> Iterator[pa.Table]:
         for pair in task.inputs["parts"]:
@@ -176,11 +178,11 @@ def write_shards(task: Task, context: Context) -> None:
                     text = chosen.column("text")
                     yield pa.table(
                         {
-                            "input_ids": encoder.encode(text, append_eot=True),
+                            "input_ids": encoder.encode(text, end_of_text=True),
                             "doc_id": chosen.column("doc_id"),
                             "part": np.full(chosen.num_rows, part_key(documents.part), np.uint64),
                             "row": chosen.column("row"),
-                            "n_bytes": pa.compute.binary_length(text),
+                            "n_bytes": pc.binary_length(text),
                         }
                     ).cast(schema.remove_metadata())
 

@@ -8,25 +8,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 
 from pipelines.corpus import kept_documents
 from pipelines.runner import RunnerOptions
 from pipelines.stages import Context, Stage, Task, run_stage
-from pipelines.workspace import Json, Manifest, PartFile, Workspace, canonical_json, read_part
+from pipelines.workspace import Json, Manifest, PartFile, Workspace, read_part
 from tokenizer.train import BpeOptions
 
 COUNTS_SCHEMA = pa.schema(
     [pa.field("pretoken", pa.binary(), nullable=False), pa.field("count", pa.int64(), nullable=False)]
 )
 """tokenizer/counts: how often each pretoken (its UTF-8 bytes) stands in the part's kept text, sorted by bytes."""
-
-FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -56,33 +52,34 @@ def count_part(task: Task, context: Context) -> None:
 
 
 COUNT = Stage("tokenizer/counts", 1, count_part)
-TRAIN_TABLES: dict[str, str] = {}
 
 
 def train_tokenizer(task: Task, context: Context) -> None:
     """Sum all parts' counts, train, and publish the tokenizer's files beside its report."""
     from tokenizer.counts import merge_counts
-    from tokenizer.files import save
+    from tokenizer.files import tokenizer_files
     from tokenizer.report import report
     from tokenizer.train import train
 
     options: BpeOptions = context.options
-    tables = (read_part(context.workspace, PartFile.of(part)) for part in task.inputs["counts"])
-    counts = merge_counts(tables)
+    counts = merge_counts(read_part(context.workspace, PartFile.of(part)) for part in task.inputs["counts"])
     trained = train(counts, options)
-    with tempfile.TemporaryDirectory(dir=context.workspace.scratch()) as folder:
-        save(trained, Path(folder))
-        for name in FILES:
-            data = (Path(folder) / name).read_bytes()
-            sha256 = hashlib.sha256(data).hexdigest()
-            context.workspace.write(f"tokenizer/{name}", data)
-            context.keep("files", PartFile(name, f"tokenizer/{name}", 0, len(data), sha256, sha256))
-    text = json.dumps(report(trained, counts), sort_keys=True, indent=1).encode()
-    context.workspace.write("tokenizer/report.json", text)
-    sha256 = hashlib.sha256(text).hexdigest()
-    context.keep("files", PartFile("report.json", "tokenizer/report.json", 0, len(text), sha256, sha256))
-    context.figure("vocab_size", trained.vocab_size)
-    context.figure("eot_id", trained.eot_id)
+    vocabulary = trained.vocabulary
+    files = tokenizer_files(vocabulary)
+    summary = {
+        **report(vocabulary, counts),
+        "vocab_size": vocabulary.size,
+        "wanted": trained.wanted,
+        "options": dataclasses.asdict(options),
+        "merge_counts": list(trained.counts),
+    }
+    files["report.json"] = json.dumps(summary, sort_keys=True).encode() + b"\n"
+    for name, data in files.items():
+        sha256 = hashlib.sha256(data).hexdigest()
+        context.workspace.write(f"tokenizer/{name}", data)
+        context.keep("files", PartFile(name, f"tokenizer/{name}", 0, len(data), sha256, sha256))
+    context.figure("vocab_size", vocabulary.size)
+    context.figure("eot_id", vocabulary.specials[-1])
 
 
 TRAIN = Stage("tokenizer", 1, train_tokenizer, ("numpy", "tokenizers"), {"files": "tokenizer"})
@@ -91,7 +88,7 @@ TRAIN = Stage("tokenizer", 1, train_tokenizer, ("numpy", "tokenizers"), {"files"
 def build_tokenizer(
     workspace: Workspace, documents: Manifest, corpus: Manifest, options: TokenizerOptions, runner: RunnerOptions
 ) -> dict[str, Json]:
-    """Bring tokenizer/ up to date; its `vocab_size`, `eot_id` and the sha256 over its files."""
+    """Bring tokenizer/ up to date; its `vocab_size`, `eot_id` and the sha256 of its tokenizer.json."""
     decisions = {file.part: file for file in corpus.parts()}
     tasks = [
         Task(
@@ -111,6 +108,5 @@ def build_tokenizer(
         [Task("tokenizer", inputs, weight=weight)],
         dataclasses.replace(runner, workers=1),
     )
-    files = {file.part: file.sha256 for file in manifest.parts("files") if file.part in FILES}
-    figures = manifest.figures["tokenizer"]
-    return {**figures, "sha256": hashlib.sha256(canonical_json(files)).hexdigest()}
+    sha256 = next(file.sha256 for file in manifest.parts("files") if file.part == "tokenizer.json")
+    return {**manifest.figures["tokenizer"], "sha256": sha256}
