@@ -37,6 +37,7 @@ from pipelines.workspace import (
     WorkspaceError,
     digest,
     read_manifest,
+    write_manifest,
     write_part,
 )
 
@@ -258,7 +259,7 @@ def assemble(
 
 def commit(workspace: Workspace, stage: Stage, manifest: Manifest, live_records: Iterable[str]) -> None:
     """Write the manifest last, then drop the files of this stage that no manifest names any more."""
-    workspace.write(f"{stage.name}/{MANIFEST}", manifest.to_json())
+    write_manifest(workspace, manifest)
     named = {file.path for files in manifest.tables.values() for file in files}
     for table, directory in {"": stage.name, **stage.tables}.items():
         suffixes = {file.path.rpartition(".")[2] for file in manifest.parts(table)} | {"parquet"}

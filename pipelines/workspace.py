@@ -99,24 +99,43 @@ class Manifest:
         """The part files of one table, sorted by part id."""
         return self.tables.get(table, ())
 
-    def to_json(self) -> bytes:
-        body = asdict(self)
-        body["format"] = "webtext-manifest"
+    def public(self) -> bytes:
+        """`<stage>/manifest.json`: what was made, from the made bytes alone, so that equal results are equal files."""
+        body = {name: value for name, value in asdict(self).items() if name not in ("fingerprint", "tables")}
+        own = {name: files for name, files in self.tables.items() if not self._beside(files)}
+        body["tables"] = {name: [asdict(file) for file in files] for name, files in own.items()}
+        return canonical_json({"format": "webtext-manifest", **body}) + b"\n"
+
+    def private(self) -> bytes:
+        """What a build needs besides: the inputs' fingerprint, and side tables that hold places and times."""
+        beside = {name: files for name, files in self.tables.items() if self._beside(files)}
+        body = {
+            "fingerprint": self.fingerprint,
+            "public": hashlib.sha256(self.public()).hexdigest(),
+            "tables": {name: [asdict(file) for file in files] for name, files in beside.items()},
+        }
         return canonical_json(body) + b"\n"
 
+    def _beside(self, files: tuple[PartFile, ...]) -> bool:
+        return not all(file.path.startswith(f"{self.stage}/") for file in files)
+
     @classmethod
-    def from_json(cls, raw: bytes, name: str) -> Manifest:
+    def parse(cls, public: bytes, private: bytes, name: str) -> Manifest | None:
+        """The manifest of the two files, None when they are of different commits (a build was cut off between)."""
         try:
-            body = json.loads(raw)
+            body, more = json.loads(public), json.loads(private)
             if body["format"] != "webtext-manifest":
                 raise ValueError(f"format is {body['format']!r}")
+            if more["public"] != hashlib.sha256(public).hexdigest():
+                return None
+            tables = {**body["tables"], **more["tables"]}
             return cls(
                 stage=body["stage"],
                 version=int(body["version"]),
-                fingerprint=body["fingerprint"],
+                fingerprint=more["fingerprint"],
                 options=body["options"],
                 libraries=body["libraries"],
-                tables={t: tuple(PartFile.of(p) for p in ps) for t, ps in body["tables"].items()},
+                tables={t: tuple(PartFile.of(p) for p in ps) for t, ps in sorted(tables.items())},
                 ledgers=body["ledgers"],
                 problems=tuple(Problem(**p) for p in body["problems"]),
                 figures=body["figures"],
@@ -281,10 +300,20 @@ class Workspace:
 
 def read_manifest(workspace: Workspace, stage: str) -> Manifest | None:
     """The manifest of a stage, or None when the stage has not been committed."""
-    path = f"{stage}/{MANIFEST}"
-    if not workspace.exists(path):
+    public, private = f"{stage}/{MANIFEST}", private_path(stage)
+    if not workspace.exists(public) or not workspace.exists(private):
         return None
-    return Manifest.from_json(workspace.read(path), f"{workspace.url}/{path}")
+    return Manifest.parse(workspace.read(public), workspace.read(private), f"{workspace.url}/{public}")
+
+
+def private_path(stage: str) -> str:
+    return f"{STATE}/manifests/{stage}.json"
+
+
+def write_manifest(workspace: Workspace, manifest: Manifest) -> None:
+    """Commit a stage: the public file is written last, and makes the private one valid."""
+    workspace.write(private_path(manifest.stage), manifest.private())
+    workspace.write(f"{manifest.stage}/{MANIFEST}", manifest.public())
 
 
 def need_manifest(workspace: Workspace, stage: str) -> Manifest:
