@@ -316,19 +316,23 @@ def submissions(task: Task, context: Context) -> None:
     """
     name, path = str(task.inputs["name"]), str(task.where["path"])
     counts: Counter[str] = Counter()
+    broken = False
 
     def rows() -> Iterator[tuple[int, Submission | str]]:
+        nonlocal broken
         with _open(path) as raw, open_stream(raw, name) as stream:
             try:
                 yield from read_submissions(stream)
             except BrokenStream as error:
+                broken = True
                 context.problem(name, error.reason, error.offset, str(error))
             except NotADump as error:
+                broken = True
                 context.problem(name, "not_a_dump", 0, f"{name}: {error}")
 
     for index, table in enumerate(combine(rows(), context.options, counts)):
         context.write("", part_id(name, index), table, SUBMISSIONS_SCHEMA)
-    if not counts["in"]:
+    if not (counts["in"] or broken):
         context.problem(name, "no_submissions", 0, f"{name} holds no submission")
     for reason, n in sorted(counts.items()):
         context.count("submissions", reason, n)
