@@ -70,9 +70,17 @@ def _count_table(table: TypeTable, counts: Counts) -> pa.Table:
 
 
 def _sorted_table(tokens: pa.Array | pa.ChunkedArray, counts: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """In the order of the tokens' bytes, in one chunk, so that equal counts are equal bytes."""
+    """In the order of the tokens' bytes, one chunk a column, no validity bitmaps: equal counts are equal bytes."""
     table = pa.Table.from_arrays([tokens, counts], schema=SCHEMA)
-    return table.take(pc.sort_indices(table, [("pretoken", "ascending")])).combine_chunks()
+    table = table.take(pc.sort_indices(table, [("pretoken", "ascending")])).combine_chunks()
+    return pa.Table.from_arrays([_bare(column) for column in table.columns], schema=SCHEMA)
+
+
+def _bare(column: pa.ChunkedArray) -> pa.Array:
+    if not len(column):
+        return pa.array([], column.type)
+    array = column.chunk(0)
+    return pa.Array.from_buffers(array.type, len(array), [None, *array.buffers()[1:]], offset=array.offset)
 
 
 def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
@@ -105,12 +113,12 @@ def _checked(table: pa.Table) -> pa.Table:
     """The table in `SCHEMA`'s types, or ValueError."""
     if table.column_names != SCHEMA.names:
         raise ValueError(f"a count table has the columns {SCHEMA.names}, not {table.column_names}")
-    try:
-        table = table.replace_schema_metadata(None).cast(SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise ValueError(f"a count table has columns of types binary and int64: {error}") from error
     if any(column.null_count for column in table.columns):
         raise ValueError("a count table has no nulls")
+    try:
+        table = table.replace_schema_metadata(None).cast(SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"a count table has columns of types binary and int64: {error}") from error
     if len(table) and pc.min(table["count"]).as_py() < 0:
         raise ValueError("a count table has no counts below zero")
     return table
