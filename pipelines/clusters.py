@@ -10,15 +10,17 @@ Reads only that table's small columns, a score and a length per document; no tex
    and a chain a~b~c never drops c for a, as connected components do. Because every edge was counted from the texts,
    precision needs no sampling: no drop is false. Recall is a matter of chance: a pair is found with the probability
    of the S-curve (`minhash.match_probability`).
-5. One exception to the order: the centre of an overfull bucket comes before all that are none. Evidence there is a
-   star, so only its centre can vouch for the others; taken late, it would fall and leave most of its copies standing.
-   A centre is a group with more than `crowd` edges; among centres the order of 2 holds.
+5. One exception to the order: the centres of overfull buckets come first, the one with most edges before the others.
+   Evidence there is a star, so only its centre can vouch for the rest; taken late, it would fall and leave most of
+   its copies standing. A centre is a group with more than `crowd` edges; among equals the order of 2 holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,32 +28,39 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.minhash import I64
-from pipelines.pairs import changes
+from pipelines.pairs import changes, schema_of
 
 Bools = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
 REASONS = ("", "exact_duplicate", "near_duplicate")
 KEPT, EXACT, NEAR = 0, 1, 2
-COLUMNS = ["first_part", "first_row", "edges"]
+COLUMNS = ["first_part", "first_row", "exact", "edges"]
 """The columns of `annotations/duplicates` that `read_evidence` needs."""
 ROUNDS = 64
+
+DROPPED = schema_of(row=pa.uint32(), reason=pa.string(), survivor=pa.string(), similarity=pa.float32())
+"""The dropped rows of a document part: which, why (a name of REASONS), the doc_id of the kept document that stands
+for it, and their counted similarity."""
+DOCUMENTS = schema_of(reason=pa.string(), doc_id=pa.string(), score=pa.int64(), n_words=pa.int32())
+"""What is asked about each document beside the evidence; `reason` is "" where the rules before kept it."""
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """`threshold`: least similarity that makes a near duplicate; not below the evidence's floor. `crowd`: edges from
-    which on a document counts as the centre of an overfull bucket. `alarm`: documents from which on a connected
-    component is reported for over-merging. `examples`: pairs listed in the report."""
+    """`similarity`: least that makes a near duplicate; not below the evidence's floor. `exact`: drop exact
+    copies too. `crowd`: with more edges a document counts as the centre of an overfull bucket. `alarm`: a connected
+    component of so many documents is reported for over-merging. `examples`: pairs listed in the report."""
 
-    threshold: float = 0.8
+    similarity: float = 0.8
+    exact: bool = True
     crowd: int = 32
     alarm: int = 100
     examples: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold: {self.threshold} is not in 0..1 (0 excluded)")
+        if not 0 < self.similarity <= 1:
+            raise ValueError(f"similarity: {self.similarity} is not in 0..1 (0 excluded)")
         for name in ("crowd", "alarm", "examples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
@@ -59,12 +68,14 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence of n documents, numbered through in the order of their parts.
+    """The evidence of the n documents that have any, numbered through in the order of their parts and rows.
 
-    first: int64[n], number of the first exact copy (itself if alone); left < right: int64[m], similarity: float32[m],
-    the edges, all between first copies.
+    part: int64[n], position among the parts; row: int64[n]; first: int64[n], number of the first exact copy (itself
+    if alone); left < right: int64[m], similarity: float32[m], the edges, all between first copies.
     """
 
+    part: I64
+    row: I64
     first: I64
     left: I64
     right: I64
@@ -83,39 +94,91 @@ class Keepers:
 
 
 def read_evidence(parts: Sequence[tuple[int, pa.Table]]) -> Evidence:
-    """Evidence from annotation parts: (part key, table with COLUMNS), in the order documents are numbered.
+    """Evidence from annotation parts: (part key, table with COLUMNS). Documents without copy or edge are left out.
 
-    Raises ValueError where a row names a part that is not given: evidence is only whole over all parts.
+    Raises ValueError where a row names a row that is not given or has no evidence itself: parts of different builds.
     """
     keys = np.array([key for key, _ in parts], np.uint64)
-    begins: I64 = np.cumsum([0, *(table.num_rows for _, table in parts)], dtype=np.int64)
     by_key = np.argsort(keys, kind="stable")
+    begins: I64 = np.cumsum([0, *(table.num_rows for _, table in parts)], dtype=np.int64)
+    rows = [involved_rows(table) for _, table in parts]
+    places = np.concatenate([np.empty(0, np.int64), *(begin + r for begin, r in zip(begins, rows, strict=False))])
 
     def number(part: npt.NDArray[np.uint64], row: npt.NDArray[np.uint32]) -> I64:
-        at = np.minimum(np.searchsorted(keys[by_key], part), max(0, len(keys) - 1))
-        if len(part) and not np.array_equal(keys[by_key][at], part):
-            raise ValueError("annotations/duplicates names a part that is not among the parts given; build it again")
-        numbers: I64 = begins[by_key[at]] + row
+        if not len(part):
+            return np.empty(0, np.int64)
+        at = by_key[np.minimum(np.searchsorted(keys[by_key], part), len(keys) - 1)]
+        wanted = begins[at] + row
+        numbers = np.minimum(np.searchsorted(places, wanted), len(places) - 1)
+        if not (np.array_equal(keys[at], part) and np.array_equal(places[numbers], wanted)):
+            raise ValueError(
+                "annotations/duplicates names a document that is not in its parts; build that stage again"
+            )
         return numbers
 
-    first, left, right, similarity = [], [], [], []
-    for begin, (_, table) in zip(begins[:-1].tolist(), parts, strict=True):
+    first, left, right, similarity, done = [], [], [], [], 0
+    for (_, table), some in zip(parts, rows, strict=True):
+        table = table.take(pa.array(some)).combine_chunks()
         first.append(number(table.column("first_part").to_numpy(), table.column("first_row").to_numpy()))
         lists = table.column("edges").combine_chunks()
         edges = lists.flatten()
         ends = number(edges.field("part").to_numpy(), edges.field("row").to_numpy())
-        starts = begin + np.repeat(np.arange(table.num_rows), lists.value_lengths().to_numpy(zero_copy_only=False))
+        starts = done + np.repeat(np.arange(len(some)), lists.value_lengths().to_numpy(zero_copy_only=False))
         once = starts < ends  # an edge is listed at both ends
         left.append(starts[once])
         right.append(ends[once])
         similarity.append(edges.field("similarity").to_numpy()[once])
+        done += len(some)
     empty = np.empty(0, np.int64)
     return Evidence(
+        np.repeat(np.arange(len(parts)), [len(some) for some in rows]),
+        np.concatenate([empty, *rows]),
         np.concatenate([empty, *first]),
         np.concatenate([empty, *left]),
         np.concatenate([empty, *right]),
         np.concatenate([np.empty(0, np.float32), *similarity]),
     )
+
+
+def involved_rows(table: pa.Table) -> I64:
+    """Rows with an exact copy or an edge, ascending."""
+    edges = pc.list_value_length(table.column("edges")).to_numpy()
+    rows: I64 = np.flatnonzero((table.column("exact").to_numpy() > 1) | (edges > 0))
+    return rows
+
+
+def choose_keepers(
+    parts: Sequence[tuple[int, pa.Table, pa.Table]], *, exact: bool = True, similarity: float = 0.8
+) -> tuple[dict[int, pa.Table], dict[str, Any]]:
+    """Judge all documents: (DROPPED table by part key, figures for the report).
+
+    `parts` holds for each document part its key, a table of its rows with the columns of DOCUMENTS, and its table of
+    `annotations/duplicates` with at least COLUMNS.
+    """
+    options = ClusterOptions(similarity, exact)
+    evidence = read_evidence([(key, table.select(COLUMNS)) for key, _, table in parts])
+    of_part = np.searchsorted(evidence.part, np.arange(len(parts) + 1))
+    rows = [evidence.row[begin:end] for begin, end in pairwise(of_part)]
+    asked = [t.select(DOCUMENTS.names).take(pa.array(r)) for (_, t, _), r in zip(parts, rows, strict=True)]
+    about = pa.concat_tables([DOCUMENTS.empty_table(), *(table.cast(DOCUMENTS) for table in asked)])
+    doc_id = about.column("doc_id")
+    survives = pc.equal(about.column("reason"), "").to_numpy().astype(bool)
+    rank = rank_documents(about.column("score").to_numpy(), about.column("n_words").to_numpy(), doc_id)
+    keepers = judge_documents(evidence, survives, rank, options)
+    dropped = np.flatnonzero(keepers.reason)
+    borders = np.searchsorted(evidence.part[dropped], np.arange(len(parts) + 1))
+    tables = {}
+    for i, (key, _, _) in enumerate(parts):
+        some = dropped[borders[i] : borders[i + 1]]
+        columns = [
+            pa.array(evidence.row[some], pa.uint32()),
+            pa.array([REASONS[code] for code in keepers.reason[some]], pa.string()),
+            doc_id.take(pa.array(keepers.survivor[some])).combine_chunks().cast(pa.string()),
+            pa.array(keepers.similarity[some]),
+        ]
+        tables[key] = pa.Table.from_arrays(columns, schema=DROPPED)
+    report = report_clusters(evidence, keepers, survives, rank, options)
+    return tables, figures_of(report, evidence, [key for key, _, _ in parts], doc_id, options.alarm)
 
 
 def rank_documents(score: npt.ArrayLike, n_words: npt.ArrayLike, doc_id: pa.Array | pa.ChunkedArray) -> I64:
@@ -127,15 +190,16 @@ def rank_documents(score: npt.ArrayLike, n_words: npt.ArrayLike, doc_id: pa.Arra
     return rank
 
 
-def choose_keepers(evidence: Evidence, survives: Bools, rank: I64, options: ClusterOptions) -> Keepers:
+def judge_documents(evidence: Evidence, survives: Bools, rank: I64, options: ClusterOptions) -> Keepers:
     """Judge n documents by the module's rule. `survives`: bool[n], kept by the rules before; `rank`: int64[n], from
     `rank_documents`, without ties. Depends on neither the order of documents nor of edges."""
     count = len(evidence.first)
     best = best_of_groups(evidence.first, survives, rank)
-    nodes, left, right, similarity = _live_edges(evidence, best, options.threshold)
+    nodes, left, right, similarity = _live_edges(evidence, best, options.similarity)
     degree = np.bincount(left, minlength=len(nodes)) + np.bincount(right, minlength=len(nodes))
     turn = np.empty(len(nodes), np.int64)
-    turn[np.lexsort((rank[best[nodes]], degree <= options.crowd))] = np.arange(len(nodes))
+    edges_of_centre = np.where(degree > options.crowd, degree, 0)
+    turn[np.lexsort((rank[best[nodes]], -edges_of_centre))] = np.arange(len(nodes))
     kept = greedy_keepers(turn, left, right)
 
     near_survivor = np.full(count, -1, np.int64)
@@ -151,7 +215,7 @@ def choose_keepers(evidence: Evidence, survives: Bools, rank: I64, options: Clus
     survivor = np.where(survives, near_survivor[evidence.first], -1)
     near = survivor >= 0
     group_best = best[evidence.first]
-    exact = survives & ~near & (group_best != np.arange(count))
+    exact = survives & ~near & (group_best != np.arange(count)) & options.exact
     reason = np.where(near, NEAR, np.where(exact, EXACT, KEPT)).astype(np.int8)
     similarity_of = np.where(near, near_similarity[evidence.first], exact.astype(np.float32))
     return Keepers(reason, np.where(exact, group_best, survivor), similarity_of.astype(np.float32))
@@ -242,40 +306,89 @@ class Component:
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """`sizes`: cluster size -> clusters, a cluster being a kept document and those dropped for it. `chained`:
-    documents kept that single linkage would have dropped. `large`: components of at least `alarm` documents, largest
-    first."""
+    """`exact`, `near`: documents dropped. `exact_groups`: contents with two or more surviving copies. `near_edges`:
+    verified pairs of contents at or above the threshold. `sizes`: cluster size -> clusters, a cluster being a kept
+    document and those dropped for it, two or more. `chained`: contents kept that single linkage would have dropped.
+    `components`: documents joined by chains, largest first."""
 
-    documents: int
-    kept: int
     exact: int
     near: int
+    exact_groups: int
+    near_edges: int
     sizes: dict[int, int]
     chained: int
-    large: tuple[Component, ...]
+    components: tuple[Component, ...]
     examples: tuple[Example, ...]
 
 
 def report_clusters(
     evidence: Evidence, keepers: Keepers, survives: Bools, rank: I64, options: ClusterOptions
 ) -> ClusterReport:
-    """Count what `choose_keepers` did. Examples are spread evenly from the least to the most similar near duplicates,
-    so the doubtful ones are among them."""
+    """Count what `judge_documents` did. Examples are spread evenly from the least to the most similar near
+    duplicates, so the doubtful ones are among them."""
     dropped = keepers.reason != KEPT
-    stays = survives & ~dropped
-    members = np.bincount(keepers.survivor[dropped], minlength=len(stays))[stays] + 1
-    sizes, clusters = np.unique(members, return_counts=True)
-    components = find_components(evidence, keepers, survives, rank, options.threshold)
+    sizes, clusters = np.unique(np.bincount(keepers.survivor[dropped]) + 1, return_counts=True)
+    edges = _live_edges(evidence, best_of_groups(evidence.first, survives, rank), options.similarity)
+    components = find_components(evidence, keepers, survives, rank, options.similarity)
     return ClusterReport(
-        documents=int(survives.sum()),
-        kept=int(stays.sum()),
         exact=int((keepers.reason == EXACT).sum()),
         near=int((keepers.reason == NEAR).sum()),
-        sizes=dict(zip(sizes.tolist(), clusters.tolist(), strict=True)),
+        exact_groups=int((np.bincount(evidence.first[survives]) > 1).sum()),
+        near_edges=len(edges[1]),
+        sizes={int(s): int(c) for s, c in zip(sizes, clusters, strict=True) if s > 1},
         chained=sum(component.kept - 1 for component in components),
-        large=tuple(component for component in components if component.documents >= options.alarm),
+        components=tuple(components),
         examples=choose_examples(keepers, rank, options.examples),
     )
+
+
+def figures_of(
+    report: ClusterReport, evidence: Evidence, keys: Sequence[int], doc_id: pa.ChunkedArray, alarm: int
+) -> dict[str, Any]:
+    """A report as JSON, documents named by doc_id, part key and row; of the components only those of `alarm`
+    documents or more, the hundred largest."""
+
+    def name(document: int) -> dict[str, Any]:
+        place = {"part": keys[evidence.part[document]], "row": int(evidence.row[document])}
+        return {"doc_id": doc_id[document].as_py(), **place}
+
+    large = [c for c in report.components if c.documents >= alarm]
+    return {
+        "exact": report.exact,
+        "near": report.near,
+        "exact_groups": report.exact_groups,
+        "near_edges": report.near_edges,
+        "sizes": [{"size": label, "clusters": n} for label, n in size_classes(report.sizes).items()],
+        "largest_component": max((c.documents for c in report.components), default=0),
+        "chained": report.chained,
+        "large_components": len(large),
+        "components": [
+            {"documents": c.documents, "kept": c.kept, "least": c.least, "best": name(c.best)} for c in large[:100]
+        ],
+        "examples": [
+            {
+                "similarity": example.similarity,
+                "reason": example.reason,
+                "survivor": name(example.survivor),
+                "dropped": name(example.dropped),
+            }
+            for example in report.examples
+        ],
+    }
+
+
+def size_classes(sizes: Mapping[int, int]) -> dict[str, int]:
+    """Clusters by size, sizes above 8 in classes that double.
+
+    >>> size_classes({2: 5, 9: 1, 16: 1, 17: 1})
+    {'2': 5, '9-16': 2, '17-32': 1}
+    """
+    classes: dict[str, int] = {}
+    for size in sorted(sizes):
+        top = 1 << (size - 1).bit_length()
+        label = str(size) if size <= 8 else f"{top // 2 + 1}-{top}"
+        classes[label] = classes.get(label, 0) + sizes[size]
+    return classes
 
 
 def choose_examples(keepers: Keepers, rank: I64, count: int) -> tuple[Example, ...]:
