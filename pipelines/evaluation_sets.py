@@ -41,7 +41,7 @@ from pipelines.ngrams import (
     Words,
     find_grams,
     find_words,
-    gram_text,
+    gram_texts,
     pieces,
 )
 from pipelines.options import RecipeError
@@ -342,13 +342,12 @@ def _set_words(one: EvaluationSet, examples: Sequence[Example]) -> _SetWords:
 
 def _check_words(sets: Sequence[Words]) -> None:
     """Equal keys must mean equal words; then runs of keys can stand for runs of words."""
-    seen: dict[int, str] = {}
+    seen: dict[str, int] = {}
     for words in sets:
-        keys, first = np.unique(words.keys, return_index=True)
-        for key, index in zip(keys.tolist(), first.tolist(), strict=True):
-            word = gram_text(words, index, 1)
-            if seen.setdefault(key, word) != word:
-                raise ValueError(f"the words {seen[key]!r} and {word!r} share the key {key}")
+        every = gram_texts(words, np.arange(len(words.keys)), 1)
+        seen.update(zip(every, words.keys.tolist(), strict=True))
+    if len(set(seen.values())) != len(seen):
+        raise ValueError("two different words of the evaluation sets share a key: leave one of the sets out")
 
 
 def _in_train(words: Words, keys: U64, first: I64, n: int, train: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -362,9 +361,8 @@ def _in_train(words: Words, keys: U64, first: I64, n: int, train: Sequence[str])
         at = index.find(grams.keys)
         positions, where = np.unique(at[at >= 0], return_index=True)
         where = grams.first[np.flatnonzero(at >= 0)[where]]
-        new = ~found[positions]
-        for position, place in zip(positions[new].tolist(), where[new].tolist(), strict=True):
-            found[position] = gram_text(piece.words, place, n) == gram_text(words, int(first[position]), n)
+        same = zip(gram_texts(piece.words, where, n), gram_texts(words, first[positions], n), strict=True)
+        found[positions] |= np.fromiter((one == other for one, other in same), bool, len(positions))
     return found[representative]
 
 
@@ -376,18 +374,9 @@ def _gram_tables(columns: Mapping[str, npt.NDArray[Any]], sets: Sequence[Words])
     row = np.cumsum(new) - 1
     model = order[new][row]
     _check_grams(columns, sets, order, model)
-    texts = [
-        gram_text(sets[s], first, size)
-        for s, first, size in zip(
-            columns["set"][order[new]].tolist(),
-            columns["first"][order[new]].tolist(),
-            n[new].tolist(),
-            strict=True,
-        )
-    ]
-    grams = pa.table(
-        [pa.array(n[new].astype(np.uint8)), pa.array(key[new].astype(np.uint64)), pa.array(texts, pa.string())], GRAMS
-    )
+    texts = _texts(sets, columns["set"][order[new]], columns["first"][order[new]], n[new])
+    distinct = [pa.array(n[new].astype(np.uint8)), pa.array(key[new].astype(np.uint64)), pa.array(texts, pa.string())]
+    grams = pa.table(distinct, GRAMS)
     example, last = columns["example"][order], columns["last"][order]
     by = np.lexsort((last, row, example))
     occurrences = pa.table(
@@ -400,6 +389,15 @@ def _gram_tables(columns: Mapping[str, npt.NDArray[Any]], sets: Sequence[Words])
         OCCURRENCES,
     )
     return grams, occurrences
+
+
+def _texts(sets: Sequence[Words], number: I64, first: I64, n: npt.NDArray[np.uint8]) -> list[str]:
+    texts = np.empty(len(n), object)
+    for s, words in enumerate(sets):
+        for size in np.unique(n).tolist():
+            some = np.flatnonzero((number == s) & (n == size))
+            texts[some] = gram_texts(words, first[some], size)
+    return list(texts)
 
 
 def _check_grams(columns: Mapping[str, npt.NDArray[Any]], sets: Sequence[Words], order: I64, model: I64) -> None:

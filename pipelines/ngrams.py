@@ -146,13 +146,32 @@ def gram_text(words: Words, first: int, n: int) -> str:
     start, end = int(words.start[first]), int(words.end[first + n - 1])
     raw = words.text[start:end].tobytes()
     borders = zip(words.start[first : first + n].tolist(), words.end[first : first + n].tolist(), strict=True)
-    joined = b" ".join([raw[i - start : j - start] for i, j in borders])
-    return joined.lower().decode("ascii") if joined.isascii() else fold(joined.decode())
+    return _fold_bytes(b" ".join([raw[i - start : j - start] for i, j in borders]))
+
+
+def gram_texts(words: Words, first: I64, n: int) -> list[str]:
+    """`gram_text` of many n-grams at once."""
+    if not len(first):
+        return []
+    begin, end = int(first.min()), int(first.max()) + n
+    if end - begin > 8 * n * len(first):
+        return [gram_text(words, index, n) for index in first.tolist()]
+    length = words.end[begin:end] - words.start[begin:end]
+    blank = np.cumsum(length + 1) - 1
+    place = np.repeat(words.start[begin:end] - (blank - length), length + 1) + np.arange(int(blank[-1]) + 1)
+    joined = np.take(words.text, place, mode="clip")
+    joined[blank] = 32
+    folded = _fold_bytes(joined[:-1].tobytes()).split(" ")
+    return [" ".join(folded[index : index + n]) for index in (first - begin).tolist()]
 
 
 def fold(text: str) -> str:
     """`text` with every code point folded as in the module's rule."""
     return text.translate(_fold_dict())
+
+
+def _fold_bytes(raw: bytes) -> str:
+    return raw.lower().decode("ascii") if raw.isascii() else fold(raw.decode("utf-8", "replace"))
 
 
 class Index:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import ngrams
-from pipelines.ngrams import LONGEST_WORD, Index, find_grams, find_words, fold, gram_text, pieces
+from pipelines.ngrams import LONGEST_WORD, Index, find_grams, find_words, fold, gram_text, gram_texts, pieces
 
 
 def plain_fold(character: str) -> str:
@@ -115,6 +115,8 @@ def test_grams_equal_the_oracle_and_cross_no_document(texts: list[str], n: int) 
         borders.append(len(expected))
     assert [gram_text(words, i, n) for i in grams.first.tolist()] == expected
     assert grams.documents.tolist() == borders
+    assert gram_texts(words, grams.first, n) == expected
+    assert gram_texts(words, grams.first[-1:], n) == expected[-1:]
     by_text = dict(zip(expected, grams.keys.tolist(), strict=True))
     assert [by_text[text] for text in expected] == grams.keys.tolist()
     assert len(set(by_text.values())) == len(by_text)
