@@ -76,7 +76,9 @@ def reference_merges() -> Callable[..., list[tuple[bytes, bytes]]]:
     """The merges that `tokenizers` learns from texts, splitting them itself."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    def merges(texts: Sequence[str], vocab_size: int, min_count: int = 2, longest: int = 0) -> list[tuple[bytes, bytes]]:
+    def merges(
+        texts: Sequence[str], vocab_size: int, min_count: int = 2, longest: int = 0
+    ) -> list[tuple[bytes, bytes]]:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(

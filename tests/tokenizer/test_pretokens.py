@@ -20,8 +20,32 @@ Split = Callable[..., list[list[bytes]]]
 
 SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
 # Characters of one to four bytes of every class, and what only looks like one: U+001C, U+200B, U+180E, marks, signs.
-AWKWARD = SPACES + "azZéßıſжא中あ한𐐀𝒳" + "019²½٣Ⅷ〇①𝟘" + "!_.’-—…€😀\x00\x1c\x1f\x7f\u200b\u200d\u180e\ufeff\u0301\u20e3𝅥\U0010ffff"
-PIECES = ["'", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'l", "'r", "'v", " ", "  ", " '", "\n", "\u3000", "\xa0"]
+AWKWARD = (
+    SPACES
+    + "azZéßıſжא中あ한𐐀𝒳"
+    + "019²½٣Ⅷ〇①𝟘"
+    + "!_.’-—…€😀\x00\x1c\x1f\x7f\u200b\u200d\u180e\ufeff\u0301\u20e3𝅥\U0010ffff"
+)
+PIECES = [
+    "'",
+    "'s",
+    "'t",
+    "'re",
+    "'ve",
+    "'m",
+    "'ll",
+    "'d",
+    "'S",
+    "'l",
+    "'r",
+    "'v",
+    " ",
+    "  ",
+    " '",
+    "\n",
+    "\u3000",
+    "\xa0",
+]
 awkward_text = st.lists(st.one_of(st.sampled_from(AWKWARD), st.sampled_from(PIECES)), max_size=24).map("".join)
 
 
@@ -58,7 +82,9 @@ def test_differs_from_regex_only_where_its_unicode_is_newer() -> None:
     import regex
 
     ours = code_point_classes()
-    members = {kind: regex.compile(rf"[{name}]") for kind, name in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s"))}
+    members = {
+        kind: regex.compile(rf"[{name}]") for kind, name in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s"))
+    }
     unassigned = regex.compile(r"\p{Cn}")
     for point in range(CODE_POINTS):
         if point in SURROGATES:

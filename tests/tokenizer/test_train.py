@@ -123,7 +123,9 @@ def test_a_small_corpus_says_that_it_yields_less() -> None:
 
 def test_rows_in_any_order_and_zero_counts_change_nothing(c4: list[str]) -> None:
     table = count_pretokens(c4[:50])
-    mixed = pa.concat_tables([table.slice(300), pa.table({"pretoken": [b"zz"], "count": [0]}, SCHEMA), table.slice(0, 300)])
+    mixed = pa.concat_tables(
+        [table.slice(300), pa.table({"pretoken": [b"zz"], "count": [0]}, SCHEMA), table.slice(0, 300)]
+    )
     assert train(mixed, BpeOptions(500)) == train(table, BpeOptions(500))
 
 
