@@ -83,7 +83,7 @@ def read_submissions(stream: Stream) -> Iterator[tuple[int, Submission | str]]:
     return _json_rows(stream) if head in (b"{", b"") else _csv_rows(stream)
 
 
-_SELF = (b'"is_self":true', b'"is_self": true')
+_IS_SELF = b'"is_self":'
 _decode = json.JSONDecoder().decode
 
 
@@ -92,10 +92,12 @@ def _is_self_line(line: bytes) -> bool:
 
     In a JSON text an inner quote is escaped, so these bytes are a key; nested submissions would hold a second one.
     """
+    at = line.find(_IS_SELF) + len(_IS_SELF)
     return (
-        (_SELF[0] in line or _SELF[1] in line)
+        at >= len(_IS_SELF)
+        and line.startswith((b"true", b" true"), at)
+        and line.find(_IS_SELF, at) < 0
         and b'"crosspost_parent' not in line
-        and line.count(b'"is_self"') == 1
         and line.rstrip()[-1:] == b"}"
     )
 

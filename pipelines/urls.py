@@ -182,7 +182,8 @@ _CLEAN_QUERY = re.compile(r"[A-Za-z0-9!$%&()*+,\-./:;=?@\[\\\]^_`{|}~]*")
 
 def trimmed(url: str) -> str:
     """A URL without what every parser ignores: controls and spaces around it, tabs and line ends inside."""
-    return url.strip(_TRIM).translate(_NEWLINES)
+    url = url.strip(_TRIM)
+    return url.translate(_NEWLINES) if "\n" in url or "\t" in url or "\r" in url else url
 
 
 def parse(url: str) -> Parsed:
