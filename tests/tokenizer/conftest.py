@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def split() -> Split:
         documents: list[list[bytes]] = [[]]
         for found in find_pretokens(texts, window):
             data, borders, done = found.text.tobytes(), found.borders.tolist(), 0
-            tokens = [data[low:high] for low, high in zip(borders[:-1], borders[1:], strict=True)]
+            tokens = [data[low:high] for low, high in itertools.pairwise(borders)]
             for end in found.ends.tolist():
                 documents[-1] += tokens[done:end]
                 documents.append([])

@@ -212,5 +212,5 @@ def test_without_an_end_of_text_none_can_be_put() -> None:
     base = small()
     vocabulary = Vocabulary(base.tokens[:-1], base.merges, ())
     assert Encoder(vocabulary).encode(["the"]) == Encoder(base).encode(["the"])
-    with pytest.raises(ValueError, match="no <|endoftext|>"):
+    with pytest.raises(ValueError, match=r"no <\|endoftext\|>"):
         Encoder(vocabulary).encode(["the"], end_of_text=True)

@@ -152,7 +152,7 @@ def test_hostile_files_get_one_clear_error(folder: Path, change: Callable[[Any],
     tree = json.loads(path.read_bytes())
     change(tree)
     path.write_bytes(json.dumps(tree).encode())
-    with pytest.raises(ValueError, match="tokenizer.json: ") as caught:
+    with pytest.raises(ValueError, match=r"tokenizer\.json: ") as caught:
         read_vocabulary(folder)
     assert message in str(caught.value)
 
@@ -171,7 +171,7 @@ def test_hostile_files_get_one_clear_error(folder: Path, change: Callable[[Any],
 )
 def test_hostile_bytes_get_one_clear_error(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "tokenizer.json").write_bytes(data)
-    with pytest.raises(ValueError, match="tokenizer.json: ") as caught:
+    with pytest.raises(ValueError, match=r"tokenizer\.json: ") as caught:
         read_vocabulary(tmp_path)
     assert message in str(caught.value)
 

@@ -84,7 +84,7 @@ def test_ties_go_to_the_smaller_ids() -> None:
 
 
 def test_counts_beyond_32_bits_are_right() -> None:
-    """Ten billion times a pretoken: the reference, in 32 bits, would make 1,410,065,408 of it and merge " ab" first."""
+    """Ten billion times a pretoken: 32 bits would make 1,410,065,408 of it, and " ab" would come first."""
     table = pa.table({"pretoken": [b" ab", b" t"], "count": [2_000_000_000, 10_000_000_000]}, SCHEMA)
     trained = train(table, BpeOptions(vocab_size=260))
     assert made(trained) == [(b" ", b"t"), (b"a", b"b"), (b" ", b"ab")]
