@@ -1,23 +1,23 @@
 """The demo: a small web, served on loopback, through every real stage, to a trained and evaluated model.
 
-Nothing here is a short cut: the link dump is harvested, the pages are fetched through a proxy into WARC files, and the
-same build runs that runs on any recipe. At the end it is checked what became of each planted thing.
+Nothing here is a short cut: the link dump is harvested, the pages are fetched through a proxy into WARC files, and
+the same build runs that runs on any recipe. At the end it is checked what became of each planted thing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.demo_web import BOILERPLATE, Plant, SmallWeb, make_web
+from pipelines.loopback import LoopbackWeb
 from pipelines.progress import human_seconds, say
 from pipelines.runner import RunnerOptions
 from pipelines.workspace import Json, Workspace, iter_part, need_manifest
@@ -72,19 +72,7 @@ def _write_inputs(web: SmallWeb, folder: Path) -> None:
             path.write_bytes(data)
 
 
-@contextlib.contextmanager
-def _served(web: SmallWeb) -> Iterator[Any]:
-    """The small web behind a forward proxy on loopback."""
-    from pipelines.loopback import LoopbackWeb, Response
-
-    answers = {
-        url: Response(page.body, page.status, dict(page.headers), hang=page.hang) for url, page in web.pages.items()
-    }
-    with LoopbackWeb(answers) as served:
-        yield served
-
-
-def _build(folder: Path, served: Any, runner: RunnerOptions) -> None:
+def _build(folder: Path, served: LoopbackWeb, runner: RunnerOptions) -> None:
     from pipelines.build import build
     from pipelines.recipe import read_recipe
 
@@ -185,9 +173,9 @@ def run_demo(folder: Path, runner: RunnerOptions, as_json: bool = False, quiet: 
     web = make_web()
     _write_inputs(web, folder / "inputs")
     workspace = Workspace.open(folder, create=True)
-    with _served(web) as served:
+    with LoopbackWeb(web.pages) as served:
         _build(folder, served, runner)
-        requested = set(served.requested) or None
+        requested = set(served.urls()) or None
     shards, run = str(folder / "shards"), str(folder / "runs" / "demo")
     trained = _model(["train", shards, run, "--preset", "demo"], quiet)
     scores = _model(
@@ -216,6 +204,7 @@ def run_demo(folder: Path, runner: RunnerOptions, as_json: bool = False, quiet: 
         print("\n".join(check_lines(checks)))
         print(f"\nreport: {os.path.join(folder, 'report', 'index.html')}")
         print(
-            f"{len(checks) - missed} of {len(checks)} planted things caught, {human_seconds(result['seconds'])} in all"
+            f"{len(checks) - missed} of {len(checks)} planted things caught, "
+            f"{human_seconds(result['seconds'])} in all"
         )
     return 1 if missed else 0

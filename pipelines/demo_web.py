@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.loopback import Reply
+
 SITES = (
     "fieldnotes.example", "morning-reader.example", "the-long-page.example", "workshop-log.example",
     "quietmargin.example", "lanternpress.example", "paperboat.example", "northwindow.example",
@@ -48,16 +50,6 @@ SUBREDDITS = ("programming", "Python", "books", "TrueReddit", "linguistics", "as
 
 
 @dataclass(frozen=True)
-class WebPage:
-    """What a URL of the small web answers. `hang` never answers; `headers` may redirect or mislead."""
-
-    body: bytes = b""
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = (("Content-Type", "text/html; charset=utf-8"),)
-    hang: bool = False
-
-
-@dataclass(frozen=True)
 class Plant:
     """One thing to catch: where it lies and what must become of it.
 
@@ -73,7 +65,7 @@ class Plant:
 class SmallWeb:
     """The pages, the link dump (zstd JSON lines), a Wikipedia dump (bz2 XML) and an evaluation set (JSON lines)."""
 
-    pages: dict[str, WebPage] = field(default_factory=dict)
+    pages: dict[str, Reply] = field(default_factory=dict)
     submissions: list[dict[str, Any]] = field(default_factory=list)
     plants: list[Plant] = field(default_factory=list)
     wikipedia: bytes = b""
@@ -215,7 +207,7 @@ def make_web() -> SmallWeb:
     articles = [a for a in topics if a not in reserved] + modules
     for name, paragraphs in articles:
         url = f"http://{_site(name)}/2016/05/{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
-        web.pages[url] = WebPage(render(name.replace("_", " ").title(), paragraphs))
+        web.pages[url] = Reply(body=render(name.replace("_", " ").title(), paragraphs))
         web.link(url, 3 + len(web.submissions) % 200)
     _plant_copies(web, _longest(articles, 6))
     _plant_wikipedia(web, encyclopedia)
@@ -225,7 +217,7 @@ def make_web() -> SmallWeb:
     return web
 
 
-def _plant(web: SmallWeb, name: str, url: str, page: WebPage, fate: tuple[str, ...], score: int = 50) -> None:
+def _plant(web: SmallWeb, name: str, url: str, page: Reply, fate: tuple[str, ...], score: int = 50) -> None:
     web.pages[url] = page
     web.link(url, score)
     web.plants.append(Plant(name, url, fate))
@@ -233,10 +225,10 @@ def _plant(web: SmallWeb, name: str, url: str, page: WebPage, fate: tuple[str, .
 
 def _plant_copies(web: SmallWeb, articles: Sequence[tuple[str, list[str]]]) -> None:
     for i, (name, paragraphs) in enumerate(articles[:3]):
-        page = WebPage(render(name.replace("_", " ").title(), paragraphs))
+        page = Reply(body=render(name.replace("_", " ").title(), paragraphs))
         _plant(web, "exact copy", f"http://copyshop.example/reposted/{i}", page, ("exact_duplicate",), 3)
     for i, (name, paragraphs) in enumerate(articles[3:]):
-        page = WebPage(render(f"{name} retold".title(), _slightly_changed(paragraphs)))
+        page = Reply(body=render(f"{name} retold".title(), _slightly_changed(paragraphs)))
         _plant(web, "near copy", f"http://retold.example/again/{i}", page, ("near_duplicate",), 3)
 
 
@@ -245,32 +237,32 @@ def _plant_wikipedia(web: SmallWeb, articles: Sequence[tuple[str, list[str]]]) -
     web.wikipedia = _wikipedia_dump(titled)
     (first, first_text), (second, second_text) = titled
     url = f"https://en.wikipedia.org/wiki/{first.replace(' ', '_')}"
-    _plant(web, "Wikipedia article", url, WebPage(render(first, first_text)), ("wikipedia",))
+    _plant(web, "Wikipedia article", url, Reply(body=render(first, first_text)), ("wikipedia",))
     mirror = f"http://answers-mirror.example/topic/{second.replace(' ', '-')}"
-    _plant(web, "mirror of Wikipedia", mirror, WebPage(render(second, second_text)), ("wikipedia_mirror",))
+    _plant(web, "mirror of Wikipedia", mirror, Reply(body=render(second, second_text)), ("wikipedia_mirror",))
 
 
 def _plant_quotation(web: SmallWeb, topic: tuple[str, list[str]], around: list[str]) -> None:
     passages = [p for p in topic[1] if len(p.split()) >= 30][:12]
     web.evaluation = b"".join(json.dumps({"id": f"q{i}", "text": p}).encode() + b"\n" for i, p in enumerate(passages))
     web.quoted = "q0"
-    page = WebPage(render("What the examiners asked", [*around[-12:-6], passages[0], *around[-6:]]))
+    page = Reply(body=render("What the examiners asked", [*around[-12:-6], passages[0], *around[-6:]]))
     _plant(web, "page that quotes a test set", "http://examhall.example/questions", page, ("kept", "quoted"))
 
 
 def _plant_links(web: SmallWeb, unpopular: tuple[str, list[str]], articles: Sequence[tuple[str, list[str]]]) -> None:
-    page = WebPage(render(unpopular[0].title(), unpopular[1]))
+    page = Reply(body=render(unpopular[0].title(), unpopular[1]))
     _plant(web, "link with 2 karma", "http://unpopular.example/essay", page, ("low_score", "unrequested"), 2)
-    other = WebPage(render("Three Votes", [p + " So it was said." for p in unpopular[1]]))
+    other = Reply(body=render("Three Votes", [p + " So it was said." for p in unpopular[1]]))
     _plant(web, "link with exactly 3 karma", "http://justenough.example/essay", other, ("kept",), 3)
-    _plant(web, "picture", "http://pictures.example/cat.jpg", WebPage(b"\xff\xd8"), ("blocked_extension",))
-    _plant(web, "link to Reddit itself", "https://www.reddit.com/r/books", WebPage(b""), ("blocked_domain",))
-    french = WebPage(render("La petite ville", FRENCH.split("\n\n") * 3, "fr"))
+    _plant(web, "picture", "http://pictures.example/cat.jpg", Reply(body=b"\xff\xd8"), ("blocked_extension",))
+    _plant(web, "link to Reddit itself", "https://www.reddit.com/r/books", Reply(body=b""), ("blocked_domain",))
+    french = Reply(body=render("La petite ville", FRENCH.split("\n\n") * 3, "fr"))
     _plant(web, "page in French", "http://petiteville.example/matin", french, ("other_language",))
     target = f"http://{_site(articles[0][0])}/moved/here"
-    moved = WebPage(render("Moved", [f"{p} This moved." for p in articles[1][1]]))
+    moved = Reply(body=render("Moved", [f"{p} This moved." for p in articles[1][1]]))
     web.pages[target] = moved
-    elsewhere = WebPage(status=301, headers=(("Location", target), ("Content-Length", "0")))
+    elsewhere = Reply(301, headers=(("Location", target),))
     _plant(web, "redirect", "http://oldhome.example/there", elsewhere, ("kept",))
     web.link("http://justenough.example/essay?utm_source=reddit#top", 1)
     web.link("/r/books/comments/1/self", 90, is_self=True)
@@ -278,16 +270,16 @@ def _plant_links(web: SmallWeb, unpopular: tuple[str, list[str]], articles: Sequ
 
 
 def _plant_broken(web: SmallWeb) -> None:
-    web.pages["http://private.example/robots.txt"] = WebPage(
-        b"User-agent: *\nDisallow: /\n", headers=(("Content-Type", "text/plain"),)
+    web.pages["http://private.example/robots.txt"] = Reply(
+        body=b"User-agent: *\nDisallow: /\n", content_type="text/plain"
     )
-    page = WebPage(render("Private", ["Nobody may read this." * 30]))
+    page = Reply(body=render("Private", ["Nobody may read this." * 30]))
     _plant(web, "page that robots may not read", "http://private.example/diary", page, ("robots",))
-    _plant(web, "page that never answers", "http://silent.example/", WebPage(hang=True), ("timeout",))
-    gone = WebPage(b"no such page", 404)
-    _plant(web, "missing page", "http://gone.example/", gone, ("not_200", "http_status", "status_404", "http_404"))
+    _plant(web, "page that never answers", "http://silent.example/", Reply(fault="silent"), ("timeout",))
+    gone = Reply(404, b"no such page")
+    _plant(web, "missing page", "http://gone.example/", gone, ("status_404",))
     garbage = _gzip(render("Broken", ["Broken in the middle." * 40]))[:200] + b"\x00" * 50
-    headers = (("Content-Type", "text/html"), ("Content-Encoding", "gzip"))
-    _plant(web, "broken page", "http://broken.example/", WebPage(garbage, headers=headers), ("bad_encoding",))
-    empty = WebPage(render("Nothing", []))
-    _plant(web, "page that is all boilerplate", "http://shell.example/", empty, ("no_text", "too_short"))
+    broken = Reply(body=garbage, headers=(("Content-Encoding", "gzip"),))
+    _plant(web, "broken page", "http://broken.example/", broken, ("bad_encoding",))
+    empty = Reply(body=render("Nothing", []))
+    _plant(web, "page that is all boilerplate", "http://shell.example/", empty, ("no_text", "empty"))

@@ -36,12 +36,12 @@ def _no_work(task: Task, context: Context) -> None:
     raise AssertionError(f"{task.key}: an exchange has no work of its own")
 
 
-SUBMISSIONS = Stage("links/submissions", 1, submissions, ("zstandard", "idna"))
-LINKS = Stage("links", 1, _no_work, ("idna",))
+SUBMISSIONS = Stage("links/submissions", 1, submissions, ("idna", "tld", "zstandard"))
+LINKS = Stage("links", 1, _no_work, ("idna", "tld"))
 BY_URL = Exchange(
     KEYED,
     "key",
-    ("key", "url", "fetch_url", "best", "total", "submissions", "first_seen"),
+    ("key", "url"),
     send_submissions,
     receive_submissions,
 )
