@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.minhash import I64, U32, U64, SketchOptions, band_keys, sketch_texts, work_sketches
+from pipelines.ngrams import UNICODE_VERSION
 from pipelines.pairs import (
     BANDS,
     EDGES,
@@ -273,7 +274,8 @@ def annotate_duplicates(
     def stage(name: str) -> Stage:
         return Stage(f"{STAGE}/{name}" if name else STAGE, 1, work_sketches, ("datasketch", "numpy"))
 
-    sketches = run_stage(workspace, stage("sketches"), options.sketch, annotation_tasks(documents), runner)
+    unicode = {"unicode": UNICODE_VERSION}
+    sketches = run_stage(workspace, stage("sketches"), options.sketch, annotation_tasks(documents, unicode), runner)
     by_content = Exchange(CONTENTS, "content_high", tuple(CONTENTS.names), send_contents, receive_contents)
     groups = run_exchange(
         workspace, stage("groups"), options, by_content, tasks(sketches, "sketches"), runner, 32 * rows(sketches)

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,6 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
-SCHEME = "datasketch affine32 over the upper 32 bits of the n-gram key"
 EMPTY = np.uint32(0xFFFFFFFF)  # the minimum over no shingle
 TEXT_AT_ONCE = 1 << 20  # bytes of text per pass: its arrays stay in cache
 SHINGLES_AT_ONCE = 1 << 16  # hashes per pass over the permutations: input and result fit a 1 MiB cache
@@ -46,6 +45,7 @@ class SketchOptions:
     permutations: int = 112
     shingle: int = 5  # words
     seed: int = 1
+    scheme: Literal["affine32"] = "affine32"  # the only one; stored with the sketches, which mean nothing without it
 
     def __post_init__(self) -> None:
         if not 1 <= self.permutations <= 1024:
@@ -54,6 +54,8 @@ class SketchOptions:
             raise ValueError(f"shingle: {self.shingle} words is not in 1..100")
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed: {self.seed} is not in 0..{(1 << 32) - 1}")
+        if self.scheme != "affine32":
+            raise ValueError(f"scheme: {self.scheme!r} is not known; it must be 'affine32'")
 
 
 def sketch_schema(options: SketchOptions) -> pa.Schema:
@@ -69,7 +71,6 @@ def sketch_schema(options: SketchOptions) -> pa.Schema:
             pa.field("n_words", pa.int32(), nullable=False),
             pa.field("signature", signature_type(options.permutations), nullable=False),
         ],
-        metadata={"version": "1", "scheme": SCHEME, "seed": str(options.seed), "shingle": str(options.shingle)},
     )
 
 

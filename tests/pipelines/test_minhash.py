@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipelines import minhash
 from pipelines.minhash import SketchOptions, band_keys, match_probability, signatures, sketch_texts
 from pipelines.ngrams import find_grams, find_words
+from pipelines.stages import plain_options
 
 OPTIONS = SketchOptions()
 SIMILARITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -148,10 +149,10 @@ def test_band_keys_are_equal_exactly_where_bands_are() -> None:
     assert band_keys(np.empty((0, 12), np.uint32), 3, 4).shape == (0, 3)
 
 
-def test_scheme_and_seed_are_in_the_schema() -> None:
-    metadata = minhash.sketch_schema(SketchOptions(seed=7)).metadata
-    assert metadata[b"seed"] == b"7"
-    assert b"affine32" in metadata[b"scheme"]
+def test_scheme_and_seed_are_options_and_so_stand_in_the_manifest() -> None:
+    assert plain_options(SketchOptions()) == {"permutations": 112, "shingle": 5, "seed": 1, "scheme": "affine32"}
+    with pytest.raises(ValueError, match="scheme"):
+        SketchOptions(scheme="legacy")  # type: ignore[arg-type]  # what a recipe may say
     one, other = (sketch_texts(pa.array(["a b c d e f g"]), SketchOptions(seed=s)).signature for s in (1, 2))
     assert not np.array_equal(one, other)
 
