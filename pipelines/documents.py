@@ -298,14 +298,8 @@ def document_tasks(
     The key is the input's part id without a slice; raises nothing, names that collide are the runner's to refuse.
     """
     fetched = [
-        _task(
-            Task(
-                "", {"name": f"fetched/{file.part}", "sha256": file.sha256}, {"workspace_path": file.path}, file.size
-            )
-        )
-        for table in (pages.tables.values() if pages else ())
-        for file in table
-        if file.path.endswith((".warc.gz", ".warc"))
+        _task(Task("", {"name": f"fetched/{w.part}", "sha256": w.sha256}, {"workspace_path": w.path}, w.size))
+        for w in (pages.parts("warc") if pages else ())
     ]
     own = [_task(task, kind="texts", texts=plain_options(text_options)) for task in texts]
     return [*(_task(task) for task in archives), *fetched, *own]

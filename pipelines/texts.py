@@ -58,7 +58,8 @@ class TextOptions:
 @dataclass(frozen=True, slots=True)
 class Text:
     """One text. row: its number in the file; offset: of its line or record in unpacked bytes, -1 where a row has
-    none (Parquet); fetched_at: unix seconds, 0 unknown (WET says); date: ISO day or ""; unnamed: the URL is made of the row's number."""
+    none (Parquet); fetched_at: unix seconds, 0 unknown (WET says); date: ISO day or "";
+    unnamed: the URL is made of the row's number."""
 
     row: int
     offset: int
