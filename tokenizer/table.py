@@ -8,6 +8,7 @@ never be taken for each other: the second of such a pair has its row in a dictio
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Final, TypeVar
 
 import numpy as np
@@ -15,7 +16,6 @@ import numpy.typing as npt
 
 from tokenizer.pretokens import PADDING, Bytes, Flags, Ints, Keys, Pretokens, eight_bytes, find_keys
 
-_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 _MASKS: Final = np.array([(1 << (8 * size)) - 1 for size in range(9)], np.uint64)
 _EXACT: Final = np.uint64(0xFF << 56)  # keys below are the bytes themselves
 _ROUNDS: Final = 4  # comparisons of eight bytes for all at once; what is longer is compared one by one
@@ -32,6 +32,8 @@ class TypeTable:
         self._bytes = np.zeros(1 << 16, np.uint8)
         self._borders = np.zeros(1 << 12, np.int64)  # of each row's bytes; count + 1 are in use
         self._keys = np.zeros(1 << 12, np.uint64)  # of each row
+        # Drawn anew for every table, so that no text can be written to crowd one slot; rows do not depend on it.
+        self._spread = np.uint64(int.from_bytes(os.urandom(8), "little") | 1 << 63 | 1)
         self._slots(1 << 14)
         self._twins: dict[bytes, int] = {}  # types whose key belongs to another type's row
 
@@ -85,7 +87,7 @@ class TypeTable:
         return rows
 
     def _slot(self, keys: Keys) -> Ints:
-        mixed = (keys ^ (keys >> np.uint64(32))) * _SPREAD
+        mixed = (keys ^ (keys >> np.uint64(32))) * self._spread
         return (mixed >> self._shift).view(np.int64)
 
     def _slots(self, size: int) -> None:
@@ -119,7 +121,7 @@ class TypeTable:
             size = len(self._slot_rows)
             while self.count * 5 > size * 2:
                 size *= 2
-            self._slots(size * 2)
+            self._slots(size)
             before = 0
         self._enter(before)
 
