@@ -137,8 +137,9 @@ def _inflate(body: bytes, bits: int) -> Iterator[bytes]:
 
 
 def _read_by(coding: str, body: bytes) -> Iterator[bytes]:
+    """Small pieces: the decoders keep back what they had unpacked of the piece in which they fail."""
     from fastwarc.stream_io import BrotliReader, ZstdReader
 
     reader = (BrotliReader if coding == "br" else ZstdReader)(io.BytesIO(body))
-    while piece := reader.read(1 << 18):
+    while piece := reader.read(1024):
         yield piece

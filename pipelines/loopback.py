@@ -31,8 +31,8 @@ class Reply:
 
     delay_seconds: before the first byte. fault: "" or one of "silent" (never answers), "drip" (a byte of the body
     every 0.05 s), "drip_head" (of the head), "reset" (the connection breaks before the answer), "cut" (half the body,
-    then the end), "chunked" (sent in chunks), "bad_chunks" (a chunk size that is no number), "endless" (chunks without
-    end).
+    then it ends), "chunked" (sent in chunks), "bad_chunks" (a chunk size that is no number), "endless" (chunks that
+    never end).
     """
 
     status: int = 200

@@ -131,14 +131,34 @@ class Unpacked:
 
 def _unpack(stream: BinaryIO) -> Iterator[Piece]:
     source = _Packed(stream)
-    head = source.peek(4)
+    head = source.peek(MAX_START)
     if head.startswith(GZIP[:2]):
         return _walk(source, GZIP, _gzip_member)
-    if head == LZ4:
+    if head.startswith(LZ4):
         return _walk(source, LZ4, _lz4_frame)
-    if head in (ZSTD, ZSTD_DICTIONARY):
+    if head.startswith((ZSTD, ZSTD_DICTIONARY)):
         return _walk(source, ZSTD, _zstd_unpacker(source))
+    return _plain(source) if _SEARCH.search(head) else _plain_or_damaged(source)
+
+
+def _plain(source: _Packed) -> Iterator[Piece]:
     return iter(source.take, b"")
+
+
+def _plain_or_damaged(source: _Packed) -> Iterator[Piece]:
+    """A file that begins as nothing known: packed, if one of its first places that look like a member is one."""
+    for magic, unpack in ((GZIP, _gzip_member), (LZ4, _lz4_frame), (ZSTD, _zstd_unpacker(source))):
+        at = 0
+        for _ in range(8):
+            found = _find(source, magic, at)
+            if found is None:
+                break
+            if _opens_record(source, found, unpack):
+                source.seek(0)
+                return _walk(source, magic, unpack)
+            at = found + 1
+    source.seek(0)
+    return _plain(source)
 
 
 class _Broken(Exception):
