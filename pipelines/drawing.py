@@ -25,8 +25,7 @@ TEXT = 12
 
 
 def _shown(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+    return f"⟨U+{ord(match[0]):04X}⟩"
 
 
 def escape(text: str) -> str:
@@ -286,7 +285,9 @@ def lines(
                 )
                 for a, b in good
             ]
-    x_ticks = log_ticks(x.low, x.high) if log_x else ticks(x.low, x.high, 6)
+    x_ticks = log_ticks(x.low, x.high) if log_x else []
+    if len(x_ticks) < 3:
+        x_ticks = ticks(x.low, x.high, 6)
     frame = _frame(x, y, x_ticks, ticks(y.low, y.high, 5), x_label, y_label)
     legend = _legend([(n, f"dot-{i}") for i, (n, _) in enumerate(series)], WIDTH - 8, 14) if len(series) > 1 else ""
     return picture(WIDTH, height, title, frame, *marks, legend)

@@ -235,14 +235,15 @@ def count_documents(workspace: Workspace, manifests: Mapping[str, Manifest]) -> 
     return census, decided
 
 
-def by_domain(hosts: Counter[str]) -> Counter[str]:
+def by_domain(of_all: Counter[str], of_kept: Counter[str]) -> tuple[Counter[str], Counter[str]]:
     """Documents by registered domain (`bbc.co.uk` of `news.bbc.co.uk`), by host where there is none."""
     from pipelines.urls import registered_domain
 
-    domains: Counter[str] = Counter()
-    for host, n in hosts.items():
-        name = host.rpartition("@")[2].partition(":")[0]
-        domains[registered_domain(name) or host] += n
+    domains: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    for host, n in of_all.items():
+        domain = registered_domain(host.rpartition("@")[2].partition(":")[0]) or host
+        domains[0][domain] += n
+        domains[1][domain] += of_kept[host]
     return domains
 
 
@@ -265,7 +266,7 @@ def read_documents(workspace: Workspace, manifests: Mapping[str, Manifest], opti
     ]
     if rest[0]:
         languages.append({"language": "all others", "all": rest[0], "kept": rest[1]})
-    domains = [by_domain(hosts) for hosts in census.hosts]
+    domains = by_domain(*census.hosts)
     return {
         "total": census.rows[0],
         "kept": census.rows[1],

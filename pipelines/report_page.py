@@ -53,7 +53,7 @@ for (const holder of document.querySelectorAll(".pager")) {
   input.type = "search"; input.id = holder.dataset.scope + "-filter"; label.htmlFor = input.id;
   label.textContent = "Filter"; holder.append(label, input);
   input.addEventListener("input", () => { const wanted = input.value.toLowerCase();
-    for (const item of scope.querySelectorAll("details.reason"))
+    for (const item of scope.querySelectorAll(".reason"))
       item.hidden = !item.textContent.toLowerCase().includes(wanted); });
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => { d.open = true; }));

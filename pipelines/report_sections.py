@@ -159,8 +159,10 @@ def _reason(drop: Json) -> str:
         f'<span>{escape(words(drop["reason"]))}</span>{bar}<span class="n">{count(drop["count"])}</span>'
         f'<span class="n share">{percent(drop["count"], drop["of"])}</span>'
     )
+    if not drop["dropped"] and not drop["kept"]:
+        return f'<div class="reason"><span></span>{summary}</div>\n'
     dropped = "".join(_sample(s, False) for s in drop["dropped"]) or '<p class="note">No row is stored for these.</p>'
-    kept = "".join(_sample(s, True) for s in drop["kept"]) or '<p class="note">None.</p>'
+    kept = "".join(_sample(s, True) for s in drop["kept"]) or '<p class="note">None was kept.</p>'
     return (
         f'<details class="reason"><summary>{summary}</summary><div class="columns">'
         f"<div><h4>Dropped for this reason</h4>{dropped}</div><div><h4>Kept by the same stage</h4>{kept}</div>"
@@ -179,7 +181,7 @@ def drops_section(data: Json) -> str:
         '<div class="pager" data-scope="reasons"></div><div id="reasons">\n'
     ]
     for stage, unit in dict.fromkeys((d["stage"], d["unit"]) for d in drops):
-        parts.append(f"<h3>{escape(words(stage))}: {escape(unit)}</h3>\n")
+        parts.append(f"<h3>{escape(words(stage))}, counted in {escape(unit)}</h3>\n")
         parts += [_reason(d) for d in drops if (d["stage"], d["unit"]) == (stage, unit)]
     return "".join([*parts, "</div>\n"])
 

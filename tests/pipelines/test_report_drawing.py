@@ -45,7 +45,7 @@ def test_escaped_text_is_inert_and_keeps_what_can_be_seen(text: str) -> None:
 
 def test_escape_shows_what_acts() -> None:
     assert escape("a\u202eb") == "a⟨U+202E⟩b"
-    assert escape("\x00\ud800\x85") == "␀⟨U+D800⟩⟨U+0085⟩"
+    assert escape("\x00\ud800\x85") == "⟨U+0000⟩⟨U+D800⟩⟨U+0085⟩"
     assert escape("line\r\nline\ttab") == "line\nline\ttab"
     assert escape("شکر\u200cخدا") == "شکر\u200cخدا"  # joiners belong to the writing
 
