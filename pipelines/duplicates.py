@@ -276,19 +276,21 @@ def annotate_duplicates(
 
     unicode = {"unicode": UNICODE_VERSION}
     sketches = run_stage(workspace, stage("sketches"), options.sketch, annotation_tasks(documents, unicode), runner)
-    by_content = Exchange(CONTENTS, "content_high", tuple(CONTENTS.names), send_contents, receive_contents)
+    by_content = Exchange(CONTENTS, "content_high", ("content_high", "part", "row"), send_contents, receive_contents)
     groups = run_exchange(
         workspace, stage("groups"), options, by_content, tasks(sketches, "sketches"), runner, 32 * rows(sketches)
     )
-    by_band = Exchange(BANDS, "band", tuple(BANDS.names), send_bands, receive_bands)
+    by_band = Exchange(BANDS, "band", ("band", "part", "row"), send_bands, receive_bands)
     size = 36 * options.bands * rows(sketches)
     pairs = run_exchange(workspace, stage("pairs"), options, by_band, tasks(sketches, "sketches"), runner, size)
     bits = cell_bits(rows(pairs))
     cells = [Task(name, {"bits": bits}) for name in cell_names(bits)]
     senders = [dataclasses.replace(t, inputs={**t.inputs, "bits": bits}) for t in tasks(pairs, "pairs")]
-    by_cell = Exchange(ROUTED, "cell", tuple(ROUTED.names), send_pairs, receive_pairs)
+    by_cell = Exchange(ROUTED, "cell", ("part", "row", "other_part", "other_row"), send_pairs, receive_pairs)
     edges = run_exchange(workspace, stage("edges"), options, by_cell, senders, runner, targets=cells)
-    by_part = Exchange(EVIDENCE, "part", tuple(EVIDENCE.names), send_evidence, receive_evidence)
+    by_part = Exchange(
+        EVIDENCE, "part", ("part", "row", "other_part", "other_row", "exact"), send_evidence, receive_evidence
+    )
     parts = {PartFile.of(t.inputs["sketches"]).part: t.inputs for t in tasks(sketches, "sketches")}
     targets = [dataclasses.replace(t, inputs={**t.inputs, **parts[t.key]}) for t in annotation_tasks(documents)]
     tellers = tasks(groups, "groups") + tasks(edges, "edges")
@@ -353,9 +355,14 @@ def receive_pairs(task: Task, table: pa.Table, context: Context) -> None:
 def read_rows(
     workspace: Workspace, parts: Mapping[int, PartFile], part: int, rows: U32
 ) -> Iterator[tuple[U32, pa.Array]]:
-    """The texts of ascending rows of a document part, one row group in memory at a time."""
+    """The texts of ascending rows of a document part, one row group in memory at a time.
+
+    Raises ValueError when no document part has that key.
+    """
     from pipelines.workspace import iter_part
 
+    if part not in parts:
+        raise ValueError(f"a pair names the part with key {part}, which no document part has; build documents again")
     start = 0
     for batch in iter_part(workspace, parts[part], ["text"]):
         low, high = np.searchsorted(rows, [start, start + batch.num_rows])

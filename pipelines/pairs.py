@@ -20,7 +20,7 @@ from pipelines.minhash import I64, U32, U64, slices_of_text
 from pipelines.ngrams import find_grams, find_words
 
 SHINGLES_HELD = 1 << 24  # keys of left ends held while right ends stream by: 128 MiB
-PAIRS_PER_CELL = 1 << 19  # candidates, found again up to `bands` times: a minute of work
+PAIRS_PER_CELL = 1 << 17  # candidates, found again where ranges of buckets found them too: seconds of work
 
 
 RowsReader = Callable[[int, U32], Iterator[tuple[U32, pa.Array]]]
@@ -216,7 +216,7 @@ def cell_names(bits: int) -> list[str]:
 def cell_bits(pairs: int) -> int:
     """How fine the grid must be for so many candidates.
 
-    >>> cell_bits(1000), cell_bits(3 << 19), cell_bits(100 << 19)
+    >>> cell_bits(1000), cell_bits(3 << 17), cell_bits(100 << 17)
     (0, 1, 4)
     """
     bits = 0

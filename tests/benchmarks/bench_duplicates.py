@@ -188,7 +188,7 @@ def rows() -> list[dict[str, object]]:
             "sketches",
             "duplicates: the same beside the peer",
             "documents/s",
-            f"datasketch {peer}, its strings {strings}",
+            f"datasketch {peer}, strings {strings}",
         ),
         ("candidate_pairs", "duplicates: sketches to candidates", "documents/s", f"texts to sketches: {own}"),
         ("verified_pairs", "duplicates: candidates verified from text", "pairs/s", f"texts to shingles: {floor}"),

@@ -278,7 +278,7 @@ def test_cells_cover_all_pairs_of_ranges_once() -> None:
         routed = pairs.in_cells(table, bits, part_key)
         assert set(routed.column("cell").to_pylist()) <= {part_key(name) for name in names}
         assert routed.drop_columns("cell").equals(table)
-    assert [pairs.cell_bits(n << 19) for n in (0, 1, 2, 3, 4, 10, 11)] == [0, 0, 1, 1, 2, 2, 3]
+    assert [pairs.cell_bits(n * pairs.PAIRS_PER_CELL) for n in (0, 1, 2, 3, 4, 10, 11)] == [0, 0, 1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -303,9 +303,12 @@ def write_documents(task: Any, context: Any) -> None:
     context.write("", task.key, pa.table({"text": task.inputs["texts"]}, schema), schema)
 
 
-def test_a_workspace_gives_the_same_evidence(reuters: list[str], tmp_path: Path) -> None:
+def test_a_workspace_gives_the_same_evidence(
+    reuters: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.runner import RunnerOptions
     from pipelines.stages import Stage, Task, read_annotation, run_stage
+    from pipelines.workspace import read_manifest
 
     workspace = Workspace.open(tmp_path / "ws", create=True)
     documents = in_parts(reuters[:120], 3)
@@ -320,11 +323,16 @@ def test_a_workspace_gives_the_same_evidence(reuters: list[str], tmp_path: Path)
         assert annotations.ledgers["documents"]["kept"] == sum(file.rows for file in written.parts())
         return {file.part: read_annotation(workspace, annotations, file) for file in written.parts()}
 
-    for count in (2, 3):  # then an input is added
+    for count, pairs_per_cell in ((2, 1 << 17), (3, 1 << 17), (3, 9)):  # an input is added; then cells are smaller
+        monkeypatch.setattr(pairs, "PAIRS_PER_CELL", pairs_per_cell)
         expected = annotate_all(dict(list(documents.items())[:count]), options)
         found = evidence(count)
         assert found.keys() == expected.keys()
         assert all(found[name].equals(expected[name]) for name in found)
+    cells = read_manifest(workspace, "annotations/duplicates/edges")
+    assert cells is not None
+    assert len(cells.parts()) > 1
+    assert cells.ledgers["candidate pairs"]["kept"] > 0
 
 
 def test_rows_of_a_part_are_read_by_row_groups(tmp_path: Path) -> None:
@@ -338,3 +346,5 @@ def test_rows_of_a_part_are_read_by_row_groups(tmp_path: Path) -> None:
     read = list(duplicates.read_rows(workspace, {7: file}, 7, wanted))
     assert [rows.tolist() for rows, _ in read] == [[0, 4095], [4096], [8999]]
     assert [text for _, some in read for text in some.to_pylist()] == [texts[i] for i in wanted]
+    with pytest.raises(ValueError, match="the part with key 8"):
+        list(duplicates.read_rows(workspace, {7: file}, 8, wanted))
