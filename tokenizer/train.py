@@ -6,13 +6,15 @@ wins. So defined, the merges are those of `tokenizers`' BpeTrainer, one by one; 
 dozen gigabytes of text reach, and these are 64 bits wide.
 
 All pretokens lie in one array of tokens with links to the neighbours. A pair knows the places where it may stand; a
-merge is a handful of array operations on these. A heap gives the next pair; counts only fall once a pair is made, so
-an entry that is too high is put back with the true count when it comes up.
+merge is a handful of array operations on these, or a short walk where they are few, as they are for most pairs. A
+heap gives the next pair; counts only fall once a pair is made, so an entry that is too high is put back with the true
+count when it comes up.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -29,6 +31,10 @@ Ints = npt.NDArray[np.int64]
 Places = npt.NDArray[np.int32]
 
 WRAPS: Final = 1 << 31  # counts that `tokenizers` cannot hold
+FEW: Final = 24  # places up to which walking is faster than array operations
+BITS: Final = 24  # of an id within a pair's number: left << BITS | right
+RIGHT: Final = (1 << BITS) - 1
+PAIR: Final = (1 << 2 * BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -118,34 +124,79 @@ class Corpus:
         self._next[borders[1:][filled] - 1] = -1
         self._before[borders[:-1][filled]] = -1
         self._weight = np.repeat(table["count"].to_numpy(), np.diff(borders))
-        self._places: dict[int, list[Places]] = {}  # of a pair's left token; some may be stale
         self._count: dict[int, int] = {}  # of a pair: exact
+        self._views = (
+            self._token.data,
+            self._next.data,
+            self._before.data,
+            self._weight.data,
+            self._count,
+        )
+        self._places: dict[int, list[Places | list[int]]] = {}  # of a pair's left token; some may be stale
         left = np.flatnonzero(self._next >= 0).astype(np.int32)
         self._add_pairs(left, self._weight[left], filed=True)
-        self._heap = [(-count, pair) for pair, count in self._count.items()]
+        self._heap = [_entry(pair, count) for pair, count in self._count.items()]
         heapq.heapify(self._heap)
 
     def next_pair(self, minimum: int) -> tuple[tuple[int, int], int] | None:
         """The most frequent pair and its count; None when none is counted `minimum` times."""
         while self._heap:
-            stated, pair = heapq.heappop(self._heap)
+            entry = heapq.heappop(self._heap)
+            pair = entry & PAIR
             count = self._count.get(pair, 0)
             if count >= minimum:
-                if count == -stated:
-                    return (pair >> 32, pair & 0xFFFFFFFF), count
-                heapq.heappush(self._heap, (-count, pair))
+                if count == -(entry >> 2 * BITS):
+                    return (pair >> BITS, pair & RIGHT), count
+                heapq.heappush(self._heap, _entry(pair, count))
         return None
 
     def merge(self, left: int, right: int) -> None:
         """Makes one token of the pair wherever it stands, from left to right."""
-        pair = left << 32 | right
+        pair = left << BITS | right
         token = self.tokens[left] + self.tokens[right]
         new = self._ids.setdefault(token, len(self.tokens))
         if new == len(self.tokens):
             self.tokens.append(token)
             self.made += 1
-        place, second = self._standing(left, right, self._places.pop(pair))
         del self._count[pair]
+        listed = self._places.pop(pair)
+        few = sum(map(len, listed)) <= FEW
+        for other in self._merge_few(left, right, new, listed) if few else self._merge_many(left, right, new, listed):
+            heapq.heappush(self._heap, _entry(other, self._count[other]))
+
+    def _merge_few(self, left: int, right: int, new: int, listed: list[Places | list[int]]) -> list[int]:
+        """Walks the places in order; returns the pairs that came to be."""
+        tokens, following, preceding, weights, counts = self._views
+        gained: dict[int, int] = {}
+        where: dict[int, list[int]] = {}
+        for place in _in_order(listed):
+            second = following[place]
+            if tokens[place] != left or second < 0 or tokens[second] != right:
+                continue
+            weight, before, after = weights[place], preceding[place], following[second]
+            changes = []
+            if before >= 0:
+                changes.append((tokens[before] << BITS | left, tokens[before] << BITS | new, before))
+            if after >= 0:
+                changes.append((right << BITS | tokens[after], new << BITS | tokens[after], place))
+                preceding[after] = place
+            for lost, made, at in changes:
+                if lost in gained:
+                    gained[lost] -= weight
+                elif lost in counts:
+                    counts[lost] -= weight
+                gained[made] = gained.get(made, 0) + weight
+                where.setdefault(made, []).append(at)
+            tokens[place], tokens[second], following[place] = new, -1, after
+        added = [pair for pair, count in gained.items() if count > 0 and self._allowed(pair)]
+        for pair in added:
+            counts[pair] = counts.get(pair, 0) + gained[pair]
+            self._places.setdefault(pair, []).append(where[pair])
+        return added
+
+    def _merge_many(self, left: int, right: int, new: int, listed: list[Places | list[int]]) -> list[int]:
+        """The same by array operations."""
+        place, second = self._standing(left, right, listed)
         before, after = self._before[place], self._next[second]
         weight = self._weight[place]
         # Neighbours that are themselves merged here are seen from their right one only.
@@ -156,8 +207,8 @@ class Corpus:
         has_before, has_after = before >= 0, (after >= 0) & ends
         lost = np.concatenate(
             [
-                self._token[before[has_before]].astype(np.int64) << 32 | left,
-                right << 32 | self._token[after[has_after]].astype(np.int64),
+                self._token[before[has_before]].astype(np.int64) << BITS | left,
+                right << BITS | self._token[after[has_after]].astype(np.int64),
             ]
         )
         self._drop_pairs(lost, np.concatenate([weight[has_before], weight[has_after]]))
@@ -167,13 +218,12 @@ class Corpus:
         linked = after >= 0
         self._before[after[linked]] = place[linked]
         found = np.concatenate([self._before[place[has_before]], place[has_after]])
-        added = self._add_pairs(found, np.concatenate([weight[has_before], weight[has_after]]), filed=False)
-        for other in added:
-            heapq.heappush(self._heap, (-self._count[other], other))
+        return self._add_pairs(found, np.concatenate([weight[has_before], weight[has_after]]), filed=False)
 
-    def _standing(self, left: int, right: int, listed: list[Places]) -> tuple[Places, Places]:
+    def _standing(self, left: int, right: int, listed: list[Places | list[int]]) -> tuple[Places, Places]:
         """The places where the pair really stands, in order and without overlap, and those of their right tokens."""
-        place = listed[0] if len(listed) == 1 else np.unique(np.concatenate(listed))
+        places = [np.asarray(each, np.int32) for each in listed]
+        place = places[0] if len(places) == 1 else np.unique(np.concatenate(places))
         place = place[self._token[place] == left]
         second = self._next[place]
         stands = (second >= 0) & (self._token[second] == right)
@@ -192,7 +242,7 @@ class Corpus:
         time (`filed`) the places are already in order."""
         if not place.size:
             return []
-        pairs = self._token[place].astype(np.int64) << 32 | self._token[self._next[place]].astype(np.int64)
+        pairs = self._token[place].astype(np.int64) << BITS | self._token[self._next[place]].astype(np.int64)
         if not filed:
             order = np.argsort(place, kind="stable")
             place, weight, pairs = place[order], weight[order], pairs[order]
@@ -210,7 +260,7 @@ class Corpus:
         return added
 
     def _allowed(self, pair: int) -> bool:
-        left, right = self.tokens[pair >> 32], self.tokens[pair & 0xFFFFFFFF]
+        left, right = self.tokens[pair >> BITS], self.tokens[pair & RIGHT]
         return len(left) + len(right) <= self._longest
 
     def _drop_pairs(self, pairs: Ints, weight: Ints) -> None:
@@ -223,6 +273,16 @@ class Corpus:
         for pair, count in zip(pairs[first].tolist(), sums.tolist(), strict=True):
             if pair in self._count:
                 self._count[pair] -= count
+
+
+def _entry(pair: int, count: int) -> int:
+    """One number a pair, smallest for the pair to merge next: by count, falling, then by ids."""
+    return -count << 2 * BITS | pair
+
+
+def _in_order(listed: list[Places | list[int]]) -> list[int]:
+    lists = [each if isinstance(each, list) else each.tolist() for each in listed]
+    return lists[0] if len(lists) == 1 else sorted(set(itertools.chain(*lists)))
 
 
 def _table_bytes(table: pa.Table) -> tuple[npt.NDArray[np.uint8], Ints]:

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tokenizer.train
 from tokenizer.counts import SCHEMA, count_pretokens
 from tokenizer.train import BpeOptions, Trained, train
 from tokenizer.vocabulary import END_OF_TEXT, base_bytes
@@ -66,11 +68,14 @@ def test_merges_of_web_text_are_the_reference_s(reference_merges: ReferenceMerge
     vocab_size=st.sampled_from([257, 258, 270, 400]),
     min_count=st.integers(1, 3),
     longest=st.sampled_from([0, 0, 2, 3, 5]),
+    few=st.sampled_from([0, 3, 1000]),
 )
 def test_merges_of_anything_are_the_reference_s(
-    reference_merges: ReferenceMerges, texts: list[str], vocab_size: int, min_count: int, longest: int
+    reference_merges: ReferenceMerges, texts: list[str], vocab_size: int, min_count: int, longest: int, few: int
 ) -> None:
-    ours = learn(texts, vocab_size=vocab_size, min_count=min_count, max_token_length=longest)
+    """Whether by walking or by array operations."""
+    with unittest.mock.patch.object(tokenizer.train, "FEW", few):
+        ours = learn(texts, vocab_size=vocab_size, min_count=min_count, max_token_length=longest)
     assert ours == reference_merges(texts, vocab_size, min_count, longest)
 
 
@@ -161,7 +166,8 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object], mess
 
 def test_the_result_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "import random, hashlib; from tokenizer.counts import *; from tokenizer.train import *;"
+        "import random, hashlib; import tokenizer.train
+from tokenizer.counts import *; from tokenizer.train import *;"
         "from tokenizer.files import tokenizer_files;"
         "r = random.Random(1); t = [''.join(r.choices('abcdef ', k=40)) for _ in range(300)];"
         "v = train(count_pretokens(t), BpeOptions(700)).vocabulary;"
