@@ -82,7 +82,7 @@ def whole_number(text: str) -> int:
         return int(text)
     except ValueError:
         number = float(text)
-        if number != int(number):
+        if not number.is_integer():
             raise ValueError(text) from None
         return int(number)
 

@@ -39,6 +39,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 30
 ROUNDS = 8
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+LOCATOR = {"doc_id": pa.string(), "part": pa.uint64(), "row": pa.uint32()}
 
 SEEN_SCHEMA = pa.schema(
     [
@@ -197,7 +198,7 @@ def open_shard(folder: Path, entry: dict[str, Any], dtype: np.dtype[Any], verify
     try:
         for batch in pa.ipc.open_stream(pa.BufferReader(whole)):
             segments.append(segment_of(str(path), whole, batch, dtype))
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, SystemError) as error:  # what pyarrow raises on damaged bytes
         after = segments[-1].offset + segments[-1].tokens.nbytes if segments else 0
         raise ShardError(f"{path}: damaged after byte {after}: {error}; write the shards again") from None
     said = [(b["values_offset"], b["tokens"], b["documents"]) for b in entry["batches"]]
@@ -215,16 +216,21 @@ def open_shard(folder: Path, entry: dict[str, Any], dtype: np.dtype[Any], verify
 def segment_of(file: str, whole: pa.Buffer, batch: pa.RecordBatch, dtype: np.dtype[Any]) -> Segment:
     """The tokens of one record batch as a view into the mapped file. Raises ShardError if they are not all there."""
     lists = batch.column("input_ids")
-    wanted = pa.uint16() if dtype.itemsize == 2 else pa.uint32()
-    if not pa.types.is_list(lists.type) or lists.type.value_type != wanted or lists.null_count:
-        raise ShardError(f"{file}: input_ids is {lists.type}, not list<{wanted}> without nulls")
+    ids = pa.from_numpy_dtype(dtype)
+    if not pa.types.is_list(lists.type) or lists.type.value_type != ids or lists.null_count:
+        raise ShardError(f"{file}: input_ids is {lists.type}, not list<{ids}> without nulls")
+    for name, kind in LOCATOR.items():
+        column = batch.column(name)
+        if column.type != kind or column.null_count:
+            raise ShardError(f"{file}: {name} is {column.type}, not {kind} without nulls")
     values = lists.values
     offset = values.buffers()[1].address - whole.address if len(values) else 0
     if not 0 <= offset <= whole.size - len(values) * dtype.itemsize:
         raise ShardError(f"{file}: a values buffer lies outside the file: the shard is compressed or damaged")
     tokens = np.frombuffer(whole, dtype, count=len(values), offset=offset)
+    batch.validate(full=True)
     borders = lists.offsets.to_numpy()
-    if borders[0] != 0 or borders[-1] != len(tokens) or (np.diff(borders) < 0).any():
+    if borders[0] != 0 or borders[-1] != len(tokens):
         raise ShardError(
             f"{file}: the document borders before byte {offset} do not fit their tokens: the file is damaged"
         )
@@ -378,7 +384,7 @@ def documents_between(segment: Segment, first: int, stop: int) -> list[dict[str,
     for i in range(low, high):
         start, end = max(first, int(borders[i])), min(stop, int(borders[i + 1]))
         if start < end:
-            columns = {name: segment.documents.column(name)[i].as_py() for name in ("doc_id", "part", "row")}
+            columns = {name: segment.documents.column(name)[i].as_py() for name in LOCATOR}
             place = {"file": Path(segment.file).name, "start": start - int(borders[i]), "tokens": end - start}
             out.append({**columns, **place})
     return out

@@ -246,7 +246,7 @@ def run_steps(
     first = loader.step
     stop = plan.steps if options.stop_after is None else min(plan.steps, options.stop_after)
     log_every = options.log_every or max(1, min(10, plan.steps // 100))
-    evaluate_every = options.evaluate_every or max(1, plan.steps // 10)
+    evaluate_every = options.evaluate_every or max(1, plan.steps // evaluations(plan, held_out))
     checkpoint_every = options.checkpoint_every or max(1, plan.steps // 10)
     best: dict[str, Any] | None = before.record["best"] if before else None
     last_score: dict[str, Any] = before.record["validation"] if before and before.record["validation"] else {}
@@ -325,6 +325,12 @@ def run_steps(
         return result
     finally:
         log.close()
+
+
+def evaluations(plan: Plan, held_out: Stream) -> int:
+    """How many validations are worth it: at most ten, and at most about a fifth of the time training takes."""
+    worth = 0.6 * plan.steps * plan.batch_tokens / max(1, held_out.n_tokens)
+    return max(1, min(10, int(worth)))
 
 
 def restore(

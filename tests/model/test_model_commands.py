@@ -1,0 +1,92 @@
+"""The command line: no torch until a command runs, flags for every option, JSON out, errors that name the input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+from model.commands import add_commands, main, options_of, printable, whole_number
+from model.options import EvaluateOptions, GenerateOptions, InfoOptions, TrainOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_definitions_import_no_torch_and_the_package_no_beam() -> None:
+    code = (
+        "import sys, argparse; from model.commands import add_commands;"
+        "add_commands(argparse.ArgumentParser().add_subparsers());"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'tokenizers', 'apache_beam', 'pipelines'} & set(sys.modules);"
+        "assert not heavy, heavy;"
+        "import model.train, model.evaluate, model.generate, model.info;"
+        "assert not {'apache_beam', 'pipelines', 'tokenizer'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_option_has_a_flag_or_a_place() -> None:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    flags = ["--shards", "s", "--text", "a=b", "--text", "c=d", "--stride", "4", "--best"]
+    options = options_of(EvaluateOptions, parser.parse_args(["evaluate", "run", *flags]))
+    assert options == EvaluateOptions("run", best=True, shards="s", text=("a=b", "c=d"), stride=4)
+    options = options_of(TrainOptions, parser.parse_args(["train", "s", "r", "--tokens", "3e5", "--no-compile"]))
+    assert options == TrainOptions("s", "r", tokens=300_000, compile=False)
+    for name, kind in (
+        ("train", TrainOptions),
+        ("evaluate", EvaluateOptions),
+        ("generate", GenerateOptions),
+        ("info", InfoOptions),
+    ):
+        required = [f.name for f in fields(kind) if f.default is MISSING]
+        assert options_of(kind, parser.parse_args([name, *required])) == kind(*required)
+        subparser = parser._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index]  # argparse internals
+        assert {f.name for f in fields(kind)} <= {action.dest for action in subparser._actions}
+
+
+def test_numbers_and_terminal_text() -> None:
+    assert [whole_number(text) for text in ("12", "1_000", "3e5")] == [12, 1000, 300_000]
+    for text in ("1.5", "x", "1e400"):
+        with pytest.raises(ValueError, match="."):
+            whole_number(text)
+    assert printable("a\x1b[31m\tb\n\u202e") == "a\\x1b[31m\tb\n\\u202e"
+
+
+def test_train_evaluate_generate_info(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    shape = ["--preset", "tiny", "--n-embd", "32", "--n-ctx", "16", "--batch-tokens", "128", "--steps", "8"]
+    assert main(["train", str(corpus), run, *shape, "--device", "cpu", "-q", "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["finished"]
+    assert trained["step"] == 8
+    (tmp_path / "t.txt").write_text("the cat sat\n")
+    assert main(["evaluate", run, "--shards", str(corpus), "--text", f"t={tmp_path / 't.txt'}"]) == 0
+    shown = capsys.readouterr().out
+    assert "t (perplexity, all)" in shown
+    assert "ppl_per_word" in shown
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["sets"]["t"]["all"]["words"] == 3
+    assert main(["generate", run, "--prompt", "the cat", "--tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("--- seed 0")
+    assert main(["info", run, "--step", "3", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["step"] == 8
+    assert {seen["sample"] for seen in info["seen"]} == set(range(8))
+    assert all(sum(s["tokens"] for s in info["seen"] if s["sample"] == i) == 17 for i in range(8))
+    assert main(["info", str(corpus), "--json", "--verify"]) == 0
+    assert json.loads(capsys.readouterr().out)["train_documents"] == 400
+
+
+def test_errors_name_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tmp_path), str(tmp_path / "run")]) == 1
+    assert "manifest.json: no such file" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "nothing")]) == 1
+    assert "neither a checkpoint nor a run" in capsys.readouterr().err
+    assert main(["train", "s", "r", "--tokens", "5", "--steps", "5"]) == 1
+    assert "only one of tokens, steps and epochs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "s", "r", "--preset", "gpt9"])
