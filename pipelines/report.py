@@ -50,7 +50,7 @@ HOUSES = ("links", "pages", "documents", "evaluation", "annotations", "corpus", 
 SELECTING = ("links", "pages", "documents", "corpus")
 """Those whose ledgers are the funnel."""
 
-UNITS = ("rows", "lines", "submissions", "links", "records", "pages", "documents")
+UNITS = ("submissions", "links", "records", "pages", "rows", "documents")
 """Units in the order of the data, to order the ledgers of one stage."""
 
 WANTED = (
@@ -386,7 +386,9 @@ def build_report(workspace: Workspace, options: ReportOptions | None = None) -> 
     manifests = {stage: manifest for stage, manifest in found.items() if stage not in stale}
     steps = all_steps(manifests)
     funnel = [s for s in steps if in_funnel(s["stage"]) and (s["in"] or s["drops"])]
-    selecting = [s for s in steps if in_funnel(s["stage"]) or s["stage"].startswith("annotations/links")]
+    selecting = [
+        s for s in steps if in_funnel(s["stage"]) or s["stage"].startswith(("annotations/links", "evaluation"))
+    ]
     documents, shards, runs = (
         read_documents(workspace, manifests, options),
         read_shards(workspace),
@@ -408,7 +410,7 @@ def build_report(workspace: Workspace, options: ReportOptions | None = None) -> 
         "drops": read_drops(workspace, manifests, selecting, options.samples, options.letters),
         "documents": documents,
         "duplicates": read_duplicates(workspace, manifests.get("documents"), options.pairs, options.letters),
-        "contamination": read_contamination(workspace, manifests.get("documents"), runs, options.matches),
+        "contamination": read_contamination(workspace, manifests.get("documents"), recipe, runs, options.matches),
         "tokenizer": read_tokenizer(workspace),
         "shards": shards,
         "runs": runs,

@@ -170,17 +170,25 @@ def set_scores(name: str, runs: Sequence[Json]) -> list[dict[str, Json]]:
 
 
 def read_contamination(
-    workspace: Workspace, documents: Manifest | None, runs: Sequence[Json], most: int
+    workspace: Workspace, documents: Manifest | None, recipe: Json, runs: Sequence[Json], most: int
 ) -> list[dict[str, Json]]:
     """Overlap of each test set with the corpus, from corpus/contamination.json (contamination.py,
-    `contamination_table`), joined with the runs' scores and with the documents' passages."""
+    `contamination_table`), joined with the runs' scores and with the documents' passages.
+
+    The share found in a set's own training split is null where the recipe names no such split.
+    """
     sets = (read_json(workspace, "corpus/contamination.json") or {}).get("sets", [])
+    trained = {one["name"] for one in recipe.get("evaluation") or [] if one.get("train")}
     matches = read_matches(workspace, documents, sets, most)
-    kept = ("examples", "words", "n", "dirty", "clean", "short", "dirty_share", "interval", "ngrams")
+    kept = ("examples", "words", "n", "dirty", "clean", "short", "dirty_share", "interval")
     return [
         {
             "name": one["set"],
             **{key: one[key] for key in kept},
+            "ngrams": {
+                n: {**grams, "own_train_share": grams.get("own_train_share") if one["set"] in trained else None}
+                for n, grams in one["ngrams"].items()
+            },
             "scores": set_scores(one["set"], runs),
             "matches": found,
         }
@@ -192,7 +200,7 @@ def read_contamination(
 
 
 def read_tokenizer(workspace: Workspace) -> Json | None:
-    """Facts about the tokenizer and its compression by vocabulary size, from tokenizer/report.json."""
+    """Figures of the text, and compression by vocabulary size, from tokenizer/report.json (tokenizer/report.py)."""
     found = read_json(workspace, "tokenizer/report.json")
     if found is None:
         return None
@@ -200,9 +208,7 @@ def read_tokenizer(workspace: Workspace) -> Json | None:
         {key: value for key, number in size.items() if (value := finite(number)) is not None}
         for size in found.get("sizes", [])
     ]
-    last = sizes[-1] if sizes else {}
-    facts = {**last, **{key: found[key] for key in sorted(found) if finite(found[key]) is not None}}
-    return {"facts": [{"name": key, "value": value} for key, value in facts.items()], "sizes": sizes}
+    return {"facts": {key: found[key] for key in sorted(found) if finite(found[key]) is not None}, "sizes": sizes}
 
 
 def read_shards(workspace: Workspace) -> Json | None:

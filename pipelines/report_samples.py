@@ -154,6 +154,8 @@ def table_samples(workspace: Workspace, parts: Sequence[PartFile], size: int, ke
 
 
 DOC_ID = re.compile(r"\b[0-9a-f]{32}\b")
+OF_DUPLICATE = re.compile(r"[0-9a-f]{32} (\d\.\d+)")
+"""The detail of a dropped duplicate: its survivor's doc_id, and the similarity."""
 
 
 def find_documents(workspace: Workspace, parts: Iterable[PartFile], ids: Iterable[str]) -> dict[str, Place]:
@@ -194,7 +196,9 @@ def corpus_samples(
     def shown(place: Place) -> Sample:
         named = [urls[found[i].key] for i in DOC_ID.findall(details[place.key]) if i in found]
         text = texts[by_part[place.part.part].path, place.row]
-        return {**text, "detail": details[place.key], "survivor": named[0] if named else ""}
+        duplicate = OF_DUPLICATE.fullmatch(details[place.key])
+        detail = f"similarity {duplicate[1]}" if duplicate and named else details[place.key]
+        return {**text, "detail": detail, "survivor": named[0] if named else ""}
 
     return {reason: [shown(p) for p in ps] for reason, ps in places.items()}
 

@@ -247,13 +247,13 @@ def duplicates_section(data: Json) -> str:
     chained = ""
     if found["chained"]:
         chained = (
-            f" Chains of pairs join up to {count(found['largest_component'])} documents; merging whole chains would "
-            f"have dropped {count(found['chained'])} more."
+            f" Documents joined by the longest chain of pairs: {count(found['largest_component'])}; more that would "
+            f"have been dropped by merging whole chains: {count(found['chained'])}."
         )
     parts = [
-        f"<p>{count(found['exact'])} exact and {count(found['near'])} near copies were dropped: "
-        f"{count(found['exact_groups'])} groups of exact copies, and {count(found['near_edges'])} pairs whose "
-        f"counted similarity reaches the threshold.{chained}</p>\n"
+        f"<p>Copies dropped: {count(found['exact'])} exact and {count(found['near'])} near. Groups of exact copies: "
+        f"{count(found['exact_groups'])}; pairs whose counted similarity reaches the threshold: "
+        f"{count(found['near_edges'])}.{chained}</p>\n"
     ]
     if sizes:
         shown = [(r["size"].replace("-", "–"), [r["clusters"]]) for r in sizes]
@@ -408,24 +408,49 @@ def contamination_section(data: Json) -> str:
     )
 
 
+TEXT_FACTS = {
+    "n_bytes": "Bytes of text",
+    "words": "Words",
+    "pretokens": "Pretokens",
+    "types": "Distinct pretokens",
+    "wanted": "Vocabulary asked for",
+}
+SIZE_FACTS = {
+    "vocab_size": "Vocabulary",
+    "tokens": "Tokens",
+    "bytes_per_token": "Bytes per token",
+    "tokens_per_word": "Tokens per word",
+    "single_byte_share": "Single bytes, share of tokens",
+    "unused": "Entries never used",
+}
+
+
 def tokenizer_section(data: Json) -> str:
     """Vocabulary and what it buys: bytes of text per token, at the sizes training passed through."""
     tokenizer = data["tokenizer"]
     if not tokenizer:
         return missing("tokenizer")
-    facts = [(escape(words(f["name"])), short_or_count(f["value"])) for f in tokenizer["facts"]]
-    parts = [table("The tokenizer, on the text it was trained on.", ["Figure", "#Value"], facts)]
-    sizes = [s for s in tokenizer["sizes"] if "vocab_size" in s]
-    points = [(s["vocab_size"], s["bytes_per_token"]) for s in sizes if "bytes_per_token" in s]
+    sizes, facts = tokenizer["sizes"], tokenizer["facts"]
+    shown = [key for key in SIZE_FACTS if any(key in size for size in sizes)]
+    rows = [[short_or_count(size[key]) if key in size else "–" for key in shown] for size in sizes]
+    points = [(s["vocab_size"], s["bytes_per_token"]) for s in sizes if {"vocab_size", "bytes_per_token"} <= s.keys()]
+    parts = [
+        table(
+            "The text the tokenizer was trained on.",
+            ["Figure", "#Value"],
+            [(name, short_or_count(facts[key])) for key, name in TEXT_FACTS.items() if key in facts],
+        ),
+        table(
+            "Compression of that text by size of the vocabulary; the last row is the tokenizer itself.",
+            [f"#{SIZE_FACTS[key]}" for key in shown],
+            rows,
+        ),
+    ]
     if len(points) > 1:
         drawn = lines(
             [("bytes per token", points)], "Compression", "entries in the vocabulary", "bytes per token", True
         )
         parts.append(figure(drawn, "Compression by size of the vocabulary, as the same training reached each size."))
-    if len(sizes) > 1:
-        names = list(sizes[-1])
-        rows = [[short_or_count(s[n]) if n in s else "–" for n in names] for s in sizes]
-        parts.append(table("Compression by size of the vocabulary.", [f"#{words(n)}" for n in names], rows))
     return "".join(parts)
 
 

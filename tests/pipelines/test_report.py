@@ -256,7 +256,10 @@ def make_results(workspace: Workspace) -> None:
         },
     )
     put(workspace, "runs/tiny/samples.json", [{"prompt": "", "text": EVIL}])
-    workspace.write("recipe.yaml", b"name: small\ninputs:\n  links: [/home/me/secret/dump.zst]\nevaluation: []\n")
+    workspace.write(
+        "recipe.yaml",
+        b"name: small\ninputs:\n  links: [/home/me/secret/dump.zst]\nevaluation: [{name: lambada, path: /home/me/l, train: /home/me/t}]\n",
+    )
     put(workspace, "inputs.json", {"links": [{"name": "dump.zst", "size": 10, "sha256": "c" * 64}], "texts": []})
 
 
@@ -426,6 +429,7 @@ def test_samples_belong_to_their_reason(data: Json) -> None:
         assert {rows[s["url"]][0] for s in drop["dropped"]} == {reason}
         assert {rows[s["url"]][0] for s in drop["kept"]} == {""}
     assert drops["corpus", "near_duplicate"]["dropped"][0]["survivor"] == document(0, 1)["url"]
+    assert drops["corpus", "near_duplicate"]["dropped"][0]["detail"] == "similarity 0.9100"
     assert len(drops["documents", "empty"]["dropped"]) == 3
     assert len(drops["documents", "empty"]["kept"]) == 3
     assert {s["url"] for s in drops["links", "low_score"]["dropped"]} == {
