@@ -467,14 +467,12 @@ class Extractor:
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-P", "-m", "pipelines.extract"]
         with tempfile.TemporaryFile() as errors:
-            child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, bufsize=0
-            )
-            assert child.stdin is not None
-            os.set_blocking(child.stdin.fileno(), False)
-            self._child, self._pages = child, 0
-            self.starts += 1
             try:
+                self._child = child = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, bufsize=0
+                )
+                self._pages = 0
+                self.starts += 1
                 header, _ = _exchange(child, pack_frame(asdict(self.options), b""), START_SECONDS)
                 if header.get("ready") is not True:
                     raise ValueError(f"its first words were {str(header)[:200]}")
@@ -510,6 +508,7 @@ def _exchange(child: subprocess.Popen[bytes], request: bytes, seconds: float) ->
     ValueError when what it says is no frame."""
     assert child.stdin is not None
     assert child.stdout is not None
+    os.set_blocking(child.stdin.fileno(), False)
     deadline = time.monotonic() + seconds
     poll = select.poll()
     poll.register(child.stdin, select.POLLOUT)

@@ -5,8 +5,8 @@ columns only. Both follow Gopher's quality and repetition filters (Rae et al. 20
 Table A1); GPT-2 says only "some heuristic based cleaning" (§2.1), OpenWebText drops documents under 128 tokens, C4
 (Raffel et al. 2020, §2.2) asks for five sentences.
 
-Everything is computed for about a megabyte of documents at a time as arrays over code points: positions of words and
-lines by changes of class, sums by differences of running sums, repetition by 64-bit keys.
+Everything is computed for some hundred kilobytes of documents at a time as arrays over code points: positions of
+words and lines by changes of class, sums by differences of running sums, repetition by 64-bit keys.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ BULLETS = "•‣◦▪●*-"
 REPEATED = 5
 """Words of the n-grams whose repetition is measured."""
 MEASURED = 1 << 22
-PIECE = 1 << 20
+PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def judge(evidence: pa.Table, rule: QualityRule) -> npt.NDArray[np.object_]:
 
 
 def measure(texts: Sequence[str]) -> pa.RecordBatch:
-    """The measures of some texts, a row each, in SCHEMA. Fastest for about a megabyte at a time."""
+    """The measures of some texts, a row each, in SCHEMA. Fastest for some hundred kilobytes at a time."""
     lengths = np.array([len(text) for text in texts], np.int64)
     seen = [text if len(text) <= MEASURED else text[:MEASURED] for text in texts]
     points = _points("".join(seen))
@@ -271,7 +271,7 @@ def _span_keys(points: npt.NDArray[Any], starts: Ints, ends: Ints) -> npt.NDArra
 
 
 def _with_document(keys: npt.NDArray[np.uint64], per_document: Ints) -> npt.NDArray[np.uint64]:
-    """Keys that also differ between documents: 64 bits over a piece of a megabyte, so chance does not matter."""
+    """Keys that also differ between documents: 64 bits over one piece, so chance does not matter."""
     owner = np.repeat(np.arange(len(per_document), dtype=np.uint64), per_document)
     return keys ^ _mixed(owner + np.uint64(1))
 
