@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from pipelines.contamination import ContaminationOptions, counted_hits, cut_spans, document_frequency
 from pipelines.evaluation_sets import only_part
+from pipelines.options import build_options
 from pipelines.quality import QualityRule
 from pipelines.quality import judge as judge_quality
 from pipelines.runner import RunnerOptions
@@ -240,7 +241,7 @@ KEEPERS = Stage("corpus/keepers", 1, work_keepers)
 
 def surviving(survivors: pa.Table, dropped: pa.Table | None) -> np.ndarray:
     """Which rows every rule but contamination keeps: bool[rows]."""
-    keep = pc.and_(pc.equal(survivors["reason"], ""), pc.equal(survivors["later"], "")).to_numpy().copy()
+    keep: np.ndarray = pc.and_(pc.equal(survivors["reason"], ""), pc.equal(survivors["later"], "")).to_numpy().copy()
     if dropped is not None:
         keep[dropped.column("row").to_numpy()] = False
     return keep
@@ -300,7 +301,7 @@ def _apply_contamination(
     task: Task, context: Context, reason: np.ndarray, detail: np.ndarray, cuts: list[list[tuple[int, int]]]
 ) -> None:
     """Cut or drop, in place, among the documents that all other rules keep."""
-    rule = ContaminationOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in task.inputs["rule"].items()})
+    rule = build_options(ContaminationOptions, task.inputs["rule"], "contamination")
     counted = read_part(context.workspace, PartFile.of(task.inputs["frequencies"]))
     frequency = np.zeros(int(task.inputs["grams"]), np.int64)
     frequency[counted.column("gram").to_numpy()] = counted.column("documents").to_numpy()
@@ -313,7 +314,7 @@ def _apply_contamination(
         starts, ends = counted_hits(hits, row, frequency, rule)
         if not len(starts):
             continue
-        cut = cut_spans(texts[row].as_py(), starts, ends, rule)
+        cut = cut_spans(texts[row].as_py(), starts.tolist(), ends.tolist(), rule)
         if context.options.contamination == "drop" or cut.reason:
             reason[row], detail[row] = "contamination", cut.reason or f"{len(starts)} n-grams of evaluation sets"
         else:

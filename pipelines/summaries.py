@@ -7,6 +7,7 @@ import json
 
 from pipelines.contamination import ContaminationOptions, Overlap, contamination_table
 from pipelines.evaluation_sets import read_index
+from pipelines.options import build_options
 from pipelines.runner import RunnerOptions
 from pipelines.stages import Context, Stage, Task, run_stage
 from pipelines.workspace import Json, Manifest, PartFile, Workspace, read_manifest, read_part
@@ -17,7 +18,7 @@ def work_contamination(task: Task, context: Context) -> None:
     workspace = context.workspace
     evaluation = read_manifest(workspace, "evaluation")
     assert evaluation is not None
-    rule = ContaminationOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in task.inputs["rule"].items()})
+    rule = build_options(ContaminationOptions, task.inputs["rule"], "contamination")
     overlap = Overlap(int(task.inputs["grams"]))
     for pair in task.inputs["parts"]:
         decisions = PartFile.of(pair["decisions"])
