@@ -166,8 +166,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object], mess
 
 def test_the_result_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "import random, hashlib; import tokenizer.train
-from tokenizer.counts import *; from tokenizer.train import *;"
+        "import random, hashlib; from tokenizer.counts import *; from tokenizer.train import *;"
         "from tokenizer.files import tokenizer_files;"
         "r = random.Random(1); t = [''.join(r.choices('abcdef ', k=40)) for _ in range(300)];"
         "v = train(count_pretokens(t), BpeOptions(700)).vocabulary;"
