@@ -306,32 +306,30 @@ def read_stages(manifests: Mapping[str, Manifest]) -> list[dict[str, Json]]:
             "version": manifest.version,
             "fingerprint": manifest.fingerprint,
             "parts": sum(len(files) for files in manifest.tables.values()),
-            "rows": sum(file.rows for file in manifest.parts()),
+            "rows": max((sum(file.rows for file in files) for files in manifest.tables.values()), default=0),
             "bytes": sum(file.size for files in manifest.tables.values() for file in files),
         }
         for stage, manifest in manifests.items()
     ]
 
 
+def without_folders(value: Json) -> Json:
+    """A recipe's values with absolute paths cut to file names: where inputs lay on a machine is nobody's concern."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
+
+
 def read_recipe(workspace: Workspace) -> Json:
-    """The recipe as kept, its paths cut to file names: where inputs lay on one machine is nobody else's concern."""
+    """The recipe as kept in the workspace, {} if there is none."""
     if not workspace.exists("recipe.yaml"):
         return {}
     import yaml
 
     body = yaml.safe_load(workspace.read("recipe.yaml"))
-    if not isinstance(body, dict):
-        return {}
-    inputs = {key: [last_name(path) for path in paths] for key, paths in (body.get("inputs") or {}).items()}
-    sets = [
-        {key: last_name(value) if key in ("path", "train") else value for key, value in entry.items()}
-        for entry in body.get("evaluation") or []
-    ]
-    return {**body, **({"inputs": inputs} if inputs else {}), **({"evaluation": sets} if sets else {})}
-
-
-def last_name(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2]
+    return without_folders(body) if isinstance(body, dict) else {}
 
 
 def recipe_text(recipe: Json) -> str:

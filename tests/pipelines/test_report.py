@@ -258,7 +258,8 @@ def make_results(workspace: Workspace) -> None:
     put(workspace, "runs/tiny/samples.json", [{"prompt": "", "text": EVIL}])
     workspace.write(
         "recipe.yaml",
-        b"name: small\ninputs:\n  links: [/home/me/secret/dump.zst]\nevaluation: [{name: lambada, path: /home/me/l, train: /home/me/t}]\n",
+        b"name: small\ninputs:\n  links: [/home/me/secret/dump.zst]\nfetch: {ca_file: /home/me/ca.pem}\n"
+        b"evaluation: [{name: lambada, path: /home/me/l, train: /home/me/t}]\n",
     )
     put(workspace, "inputs.json", {"links": [{"name": "dump.zst", "size": 10, "sha256": "c" * 64}], "texts": []})
 
@@ -477,7 +478,8 @@ def test_runs_take_both_losses_and_say_what_was_torn(data: Json) -> None:
 def test_problems_and_versions(data: Json) -> None:
     assert data["problems"]["by_reason"] == [{"stage": "documents", "reason": "truncated", "count": 2}]
     assert data["libraries"] == [["pyarrow", "25.0.0"]]
-    assert "dump.zst" in data["recipe"]
+    assert "- dump.zst" in data["recipe"]
+    assert "ca_file: ca.pem" in data["recipe"]
     assert "/home/me" not in render_page(data)
     assert [s["stage"] for s in data["stages"]][:3] == ["links/submissions", "links", "documents"]
 
