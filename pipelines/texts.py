@@ -100,20 +100,25 @@ def read_texts(stream: BinaryIO, name: str, options: TextOptions | None = None) 
     Parquet file's is one batch of a row group. Raises OSError where the stream cannot be read, nothing else.
     """
     options = options or TextOptions()
-    if options.format == "parquet" or (options.format == "auto" and stream.read(4) == b"PAR1"):
-        stream.seek(0)
-        return _parquet(stream, name, options)
+    head = stream.read(CHUNK)
     stream.seek(0)
-    unpacked = open_stream(stream, name)
-    kind = options.format if options.format != "auto" else text_format(name, unpacked.peek(64))
+    kind = options.format if options.format != "auto" else text_format(name, _first_bytes(head, name))
     if kind == "parquet":
-        return iter([Problem(name, "bad_parquet", 0, "no Parquet file begins here; unpack it first if it is packed")])
+        return _parquet(stream, name, options)
     if kind == "wet":
-        stream.seek(0)
         return _wet(stream, name, options)
+    unpacked = open_stream(stream, name)
     if kind == "jsonl":
         return _jsonl(_lines(unpacked, name, options.max_bytes), name, options)
     return _plain(unpacked, name, options)
+
+
+def _first_bytes(head: bytes, name: str) -> bytes:
+    """The first unpacked bytes of a file that begins with `head`."""
+    try:
+        return open_stream(io.BytesIO(head), name).read1(64)
+    except BrokenStream:
+        return b""
 
 
 # Lines and other stretches of a stream, bounded.
