@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import ast
 import bz2
-import gzip
 import hashlib
 import html
-import io
 import json
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from pipelines.loopback import Reply
 
@@ -100,6 +100,11 @@ def prose(docstring: str) -> list[str]:
     return [p for p in paragraphs if len(p) >= 80 and sum(c.isalpha() or c == " " for c in p) >= 0.88 * len(p)]
 
 
+def _unlike(paragraphs: Iterable[str]) -> list[str]:
+    """The paragraphs without those that begin like an earlier one, as the texts of sibling methods do."""
+    return list({paragraph[:40]: paragraph for paragraph in reversed(list(paragraphs))}.values())[::-1]
+
+
 def documented_modules() -> Iterator[tuple[str, list[str]]]:
     """(module, paragraphs of its documentation strings), sorted by module; sources are parsed, never imported."""
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -109,7 +114,7 @@ def documented_modules() -> Iterator[tuple[str, list[str]]]:
         for file in files:
             if {"test", "tests", "idlelib", "lib2to3"} & set(file.parts):
                 continue
-            paragraphs = list(_documentation(file))
+            paragraphs = _unlike(_documentation(file))
             if sum(map(len, paragraphs)) >= 700:
                 yield ".".join(file.relative_to(root).with_suffix("").parts), paragraphs
 
@@ -190,31 +195,32 @@ def _wikipedia_dump(articles: Sequence[tuple[str, list[str]]]) -> bytes:
     return bz2.compress((body + "</mediawiki>").encode())
 
 
-def _gzip(data: bytes) -> bytes:
-    sink = io.BytesIO()
-    with gzip.GzipFile(fileobj=sink, mode="wb", mtime=0) as stream:
-        stream.write(data)
-    return sink.getvalue()
-
-
 def make_web() -> SmallWeb:
     """The small web, its link dump, its Wikipedia dump and its evaluation set, with everything that is planted."""
     web = SmallWeb()
     topics = reference_topics()
-    reserved = _longest(topics, 4)  # two for Wikipedia, one for the evaluation set, one for what nobody voted for
-    encyclopedia, held_out, unpopular = reserved[:2], reserved[2], reserved[3]
+    reserved = _longest(topics, 5)
+    first, second, examined, two_essays, moved = reserved
     modules = list(documented_modules())
     articles = [a for a in topics if a not in reserved] + modules
     for name, paragraphs in articles:
         url = f"http://{_site(name)}/2016/05/{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
         web.pages[url] = Reply(body=render(name.replace("_", " ").title(), paragraphs))
         web.link(url, 3 + len(web.submissions) % 200)
-    _plant_copies(web, _longest(articles, 6))
-    _plant_wikipedia(web, encyclopedia)
-    _plant_quotation(web, held_out, max(modules, key=lambda module: len(module[1]))[1])
-    _plant_links(web, unpopular, articles)
+    _plant_copies(web, _longest(_presentable(articles), 6))
+    _plant_wikipedia(web, [first, second])
+    _plant_quotation(web, examined, _presentable(modules)[0][1])
+    _plant_links(web, two_essays[1], moved[1])
     _plant_broken(web)
     return web
+
+
+def _presentable(articles: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """The articles that the default quality rule keeps: what is planted must fail for its own reason only."""
+    from pipelines.quality import QualityRule, judge, measure
+
+    reasons = judge(pa.Table.from_batches([measure(["\n".join(text) for _, text in articles])]), QualityRule())
+    return [article for article, reason in zip(articles, reasons, strict=True) if not reason]
 
 
 def _plant(web: SmallWeb, name: str, url: str, page: Reply, fate: tuple[str, ...], score: int = 50) -> None:
@@ -250,18 +256,18 @@ def _plant_quotation(web: SmallWeb, topic: tuple[str, list[str]], around: list[s
     _plant(web, "page that quotes a test set", "http://examhall.example/questions", page, ("kept", "quoted"))
 
 
-def _plant_links(web: SmallWeb, unpopular: tuple[str, list[str]], articles: Sequence[tuple[str, list[str]]]) -> None:
-    page = Reply(body=render(unpopular[0].title(), unpopular[1]))
+def _plant_links(web: SmallWeb, essays: Sequence[str], moved: Sequence[str]) -> None:
+    half = len(essays) // 2
+    page = Reply(body=render("Two votes", essays[:half]))
     _plant(web, "link with 2 karma", "http://unpopular.example/essay", page, ("low_score", "unrequested"), 2)
-    other = Reply(body=render("Three Votes", [p + " So it was said." for p in unpopular[1]]))
-    _plant(web, "link with exactly 3 karma", "http://justenough.example/essay", other, ("kept",), 3)
+    page = Reply(body=render("Three votes", essays[half:]))
+    _plant(web, "link with exactly 3 karma", "http://justenough.example/essay", page, ("kept",), 3)
     _plant(web, "picture", "http://pictures.example/cat.jpg", Reply(body=b"\xff\xd8"), ("blocked_extension",))
     _plant(web, "link to Reddit itself", "https://www.reddit.com/r/books", Reply(body=b""), ("blocked_domain",))
     french = Reply(body=render("La petite ville", FRENCH.split("\n\n") * 3, "fr"))
     _plant(web, "page in French", "http://petiteville.example/matin", french, ("other_language",))
-    target = f"http://{_site(articles[0][0])}/moved/here"
-    moved = Reply(body=render("Moved", [f"{p} This moved." for p in articles[1][1]]))
-    web.pages[target] = moved
+    target = "http://newhome.example/here"
+    web.pages[target] = Reply(body=render("Moved", moved))
     elsewhere = Reply(301, headers=(("Location", target),))
     _plant(web, "redirect", "http://oldhome.example/there", elsewhere, ("kept",))
     web.link("http://justenough.example/essay?utm_source=reddit#top", 1)
@@ -278,8 +284,7 @@ def _plant_broken(web: SmallWeb) -> None:
     _plant(web, "page that never answers", "http://silent.example/", Reply(fault="silent"), ("timeout",))
     gone = Reply(404, b"no such page")
     _plant(web, "missing page", "http://gone.example/", gone, ("status_404",))
-    garbage = _gzip(render("Broken", ["Broken in the middle." * 40]))[:200] + b"\x00" * 50
-    broken = Reply(body=garbage, headers=(("Content-Encoding", "gzip"),))
+    broken = Reply(body=b"\x00this is no gzip" * 40, headers=(("Content-Encoding", "gzip"),))
     _plant(web, "broken page", "http://broken.example/", broken, ("bad_encoding",))
     empty = Reply(body=render("Nothing", []))
-    _plant(web, "page that is all boilerplate", "http://shell.example/", empty, ("no_text", "empty"))
+    _plant(web, "page that is all boilerplate", "http://shell.example/", empty, ("no_text", "few_words"))

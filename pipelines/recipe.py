@@ -68,6 +68,11 @@ class Recipe:
             )
         if self.fetch and not self.inputs.links:
             raise ValueError("fetch needs inputs.links to name link dumps")
+        if self.corpus.duplicates.similarity < self.duplicates.floor:
+            raise ValueError(
+                f"corpus.duplicates.similarity ({self.corpus.duplicates.similarity}) is below duplicates.floor "
+                f"({self.duplicates.floor}), under which no pair is kept as evidence: lower the floor too"
+            )
         if "linked" in self.corpus.rules and not self.inputs.links:
             raise ValueError("corpus.rules holds linked, and inputs.links is empty: name link dumps or leave it out")
         if "contamination" in self.corpus.rules and not self.evaluation:
