@@ -218,7 +218,6 @@ def _end_contractions(text: Bytes, kind: Bytes, edges: Ints, start: Flags) -> No
 _MASKS: Final = np.array([(1 << (8 * size)) - 1 for size in range(9)], np.uint64)
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 _STEP: Final = np.uint64(0xD6E8FEB86659FD93)
-_SALT: Final = np.uint64(0x632BE59BD9B4E019)
 _HALF: Final = np.uint64(32)
 _LONG: Final = np.uint64(0xFF << 56)
 KEYED: Final = 64  # bytes of a long pretoken that shape its key, besides its last eight and its length
@@ -244,8 +243,9 @@ def find_keys(pretokens: Pretokens) -> Keys:
 
 
 def _mixed_keys(word: Keys, first: Ints, size: Ints) -> Keys:
-    mixed = (word[first] ^ (word[first + size - 8] * _STEP)) + size.astype(np.uint64) * _SALT
-    mixed *= _MIX
+    mixed = (word[first] + size.astype(np.uint64)) * _MIX
+    mixed ^= mixed >> _HALF
+    mixed = (mixed ^ word[first + size - 8]) * _STEP
     mixed ^= mixed >> _HALF
     active = np.flatnonzero(size > 16)  # up to 16 bytes the first and last eight are all there are
     place = 8
@@ -254,13 +254,15 @@ def _mixed_keys(word: Keys, first: Ints, size: Ints) -> Keys:
         mixed[active] ^= mixed[active] >> _HALF
         place += 8
         active = active[size[active] > place + 8]
-    keys: Keys = (mixed * _MIX) | _LONG
+    mixed *= _MIX
+    mixed ^= mixed >> _HALF
+    keys: Keys = mixed | _LONG
     return keys
 
 
-def is_word(first_bytes: Sequence[bytes]) -> Flags:
+def is_word(tokens: Sequence[bytes]) -> Flags:
     """bool[n]: whether each pretoken is a word, that is, made of letters after its blank if it has one."""
     table = code_point_classes()
-    stripped = [token[1:] if token[:1] == b" " and len(token) > 1 else token for token in first_bytes]
+    stripped = [token[1:] if token[:1] == b" " and len(token) > 1 else token for token in tokens]
     heads = [token.decode("utf-8", "replace")[:1] for token in stripped]
     return np.array([bool(head) and table[ord(head)] == LETTER for head in heads], bool)

@@ -198,7 +198,7 @@ def test_keys_tell_short_pretokens_apart_and_know_nothing_of_their_surroundings(
 
 
 def test_keys_of_long_pretokens_spread() -> None:
-    tokens = [b" word%d" % number for number in range(100_000)] + [b"x" * size for size in range(8, 2000)]
+    tokens = [b" word%d" % number for number in range(300_000)] + [b"x" * size for size in range(8, 2000)]
     assert len(set(_keys(tokens))) == len(tokens)
 
 
