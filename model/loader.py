@@ -91,17 +91,34 @@ class Stream:
 
     def read(self, start: int, count: int) -> Ids:
         """Tokens start … start+count of the ring, int64[count]. Raises ShardError on an id outside the vocabulary."""
-        pieces = []
-        for segment, first, stop in self.pieces(start, count):
-            piece = segment.tokens[first:stop]
-            if int(piece.max()) >= self.vocab_size:
-                offset = segment.offset + (first + int(piece.argmax())) * piece.itemsize
-                raise ShardError(
-                    f"{segment.file}: byte {offset} holds token id {int(piece.max())}, outside the vocabulary of "
-                    f"{self.vocab_size}: the file is damaged; write the shards again"
-                )
-            pieces.append(piece)
-        return np.concatenate(pieces, dtype=np.int64) if len(pieces) > 1 else pieces[0].astype(np.int64)
+        window: Ids = self.read_windows(np.array([start]), count)[0]
+        return window
+
+    def read_windows(self, starts: Ids, count: int) -> Ids:
+        """The `count` tokens of the ring from each start: int64[k] -> int64[k, count]. Raises ShardError likewise."""
+        out = np.empty((len(starts), count), np.int64)
+        for row, start in zip(out, starts, strict=True):
+            filled = 0
+            for segment, first, stop in self.pieces(int(start), count):
+                row[filled : filled + stop - first] = segment.tokens[first:stop]
+                filled += stop - first
+        if out.size and out.max() >= self.vocab_size:
+            raise ShardError(self.impossible_token(starts, count))
+        return out
+
+    def impossible_token(self, starts: Ids, count: int) -> str:
+        """Where the first id outside the vocabulary lies."""
+        for start in starts:
+            for segment, first, stop in self.pieces(int(start), count):
+                piece = segment.tokens[first:stop]
+                if piece.max() >= self.vocab_size:
+                    place = first + int((piece >= self.vocab_size).argmax())
+                    return (
+                        f"{segment.file}: byte {segment.offset + place * piece.itemsize} holds token id "
+                        f"{segment.tokens[place]}, outside the vocabulary of {self.vocab_size}: the file is damaged; "
+                        "write the shards again"
+                    )
+        return "no token outside the vocabulary"
 
     def pieces(self, start: int, count: int) -> list[tuple[Segment, int, int]]:
         """The segments that hold `count` tokens of the ring from `start`, each with its slice."""
@@ -330,7 +347,7 @@ class Loader:
         """This worker's rows of a step: inputs, and the token that follows each, int64[batch // world, window]."""
         share = self.batch // self.world
         starts = self.starts(step)[self.rank * share : (self.rank + 1) * share]
-        tokens = np.stack([self.stream.read(int(start), self.window + 1) for start in starts])
+        tokens = self.stream.read_windows(starts, self.window + 1)
         return tokens[:, :-1], tokens[:, 1:]
 
     def next(self) -> tuple[Ids, Ids]:

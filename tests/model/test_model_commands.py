@@ -52,7 +52,7 @@ def test_every_option_has_a_flag_or_a_place() -> None:
 def test_numbers_and_terminal_text() -> None:
     assert [whole_number(text) for text in ("12", "1_000", "3e5")] == [12, 1000, 300_000]
     for text in ("1.5", "x", "1e400"):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             whole_number(text)
     assert printable("a\x1b[31m\tb\n\u202e") == "a\\x1b[31m\tb\n\\u202e"
 
