@@ -145,10 +145,11 @@ class Build:
 
     def annotations(self) -> None:
         """annotations/: what is true of each document, beside it, row by row."""
-        from pipelines import language, linked, quality, wikipedia
+        from pipelines import language, linked, quality
         from pipelines.contamination import CONTAMINATION, contamination_tasks
         from pipelines.duplicates import annotate_duplicates
         from pipelines.evaluation_sets import EVALUATION, evaluation_task
+        from pipelines.wikipedia import OVERLAP, WIKIPEDIA, overlap_tasks, wikipedia_tasks
 
         workspace, recipe, runner, documents = self.workspace, self.recipe, self.runner, self.made["documents"]
         tasks = annotation_tasks(documents)
@@ -159,13 +160,15 @@ class Build:
         self._note(run_stage(workspace, language.STAGE, recipe.language, tasks, runner))
         self._note(run_stage(workspace, quality.STAGE, None, tasks, runner))
         self._note(annotate_duplicates(workspace, documents, recipe.duplicates, runner))
-        dumps = [self._file_task(file, "") for file in self.inputs.wikipedia]
-        for manifest in wikipedia.annotate_wikipedia(workspace, documents, dumps, recipe.wikipedia, runner):
-            self._note(manifest)
+        index = None
+        if self.inputs.wikipedia:
+            dumps = wikipedia_tasks(self.inputs.wikipedia, dict(self.digests))
+            index = self._note(run_stage(workspace, WIKIPEDIA, recipe.wikipedia, dumps, runner))
+        self._note(run_stage(workspace, OVERLAP, recipe.wikipedia, overlap_tasks(documents, index), runner))
         if recipe.evaluation:
             task = evaluation_task(recipe.evaluation, self.base, self.digests, "evaluation")
-            index = self._note(run_stage(workspace, EVALUATION, recipe.contamination, [task], runner))
-            scans = contamination_tasks(documents, index)
+            sets = self._note(run_stage(workspace, EVALUATION, recipe.contamination, [task], runner))
+            scans = contamination_tasks(documents, sets)
             self._note(run_stage(workspace, CONTAMINATION, recipe.contamination, scans, runner))
 
     def corpus(self) -> None:
