@@ -83,6 +83,7 @@ HTML = frozenset({"text/html", "application/xhtml+xml", "application/vnd.wap.xht
 UNKNOWN_MIME = frozenset({"", "unknown", "unknown/unknown", "no-type", "application/unknown"})
 RECORD_TYPES = ("warcinfo", "response", "resource", "request", "metadata", "revisit", "conversion", "continuation")
 MAX_HEADER = 1 << 16
+MAX_PROBLEMS = 1000
 
 
 def read_pages(
@@ -94,7 +95,7 @@ def read_pages(
     max_record_bytes. Raises OSError where the stream itself cannot be read, nothing else.
     """
     options = options or ArchiveOptions()
-    for item in _records(stream, name, options):
+    for item in _few_problems(_records(stream, name, options), name):
         yield item if isinstance(item, Problem) else _judge_page(item, options)
 
 
@@ -103,8 +104,19 @@ def read_conversions(
 ) -> Iterator[Page | Rejected | Problem]:
     """The texts of a WET file: each conversion record as a page of mime text/plain, the rest as in `read_pages`."""
     options = options or ArchiveOptions()
-    for item in _records(stream, name, options):
+    for item in _few_problems(_records(stream, name, options), name):
         yield item if isinstance(item, Problem) else _judge_conversion(item, options)
+
+
+def _few_problems(items: Iterator[_Record | Problem], name: str) -> Iterator[_Record | Problem]:
+    """The items with at most MAX_PROBLEMS problems, then one that counts the rest."""
+    problems = 0
+    for item in items:
+        problems += isinstance(item, Problem)
+        if not isinstance(item, Problem) or problems <= MAX_PROBLEMS:
+            yield item
+    if problems > MAX_PROBLEMS:
+        yield Problem(name, "more_problems", -1, f"{problems - MAX_PROBLEMS} more are not listed")
 
 
 @dataclass(slots=True)
@@ -196,10 +208,13 @@ def _record_head(unpacked: Unpacked, position: int) -> tuple[int, _Record | None
         if line is None or _broken_before(unpacked, unpacked.base + line.end()):
             return position, None
         return unpacked.base + line.end(), _arc_record(line, unpacked.offset(position))
-    end = _HEAD_END.search(unpacked.window, at)
+    look = max(at, unpacked.endless_until - unpacked.base - 4)
+    end = _HEAD_END.search(unpacked.window, look, at + MAX_START)
     if end is None:
         unpacked.fill(position + MAX_HEADER)
-        end = _HEAD_END.search(unpacked.window, at, at + MAX_HEADER)
+        end = _HEAD_END.search(unpacked.window, look, at + MAX_HEADER)
+    if end is None:
+        unpacked.endless_until = min(unpacked.end, position + MAX_HEADER)
     if end is None or _broken_before(unpacked, unpacked.base + end.end()):
         return position, None
     head = unpacked.read(position, unpacked.base + end.end())

@@ -38,7 +38,8 @@ _WARC_START = rb"WARC/[01]\.\d{1,2}[ \t]*\r?\n[A-Za-z][A-Za-z0-9-]*[ \t]*:"
 _ARC_START = rb"[a-zA-Z][a-zA-Z0-9+.-]*:[^\r\n]{0,4096} [0-9a-fA-F.:]{3,45} (?:\d{8,18}|null|-) [^\r\n]{1,512}\r?\n"
 RECORD_START = re.compile(_WARC_START + rb"|" + _ARC_START)
 """The first line of a WARC record with the name of its first field, or the header line of an ARC record."""
-_SEARCH = re.compile(rb"(?m:" + _WARC_START + rb"|^" + _ARC_START + rb")")
+_WARC_SEARCH = re.compile(_WARC_START)
+_ARC_SEARCH = re.compile(rb"\n" + _ARC_START)
 MAX_START = 8192
 
 
@@ -71,6 +72,8 @@ class Unpacked:
         self.members: deque[tuple[int, int]] = deque()
         self.breaks: deque[Break] = deque()
         self.done = False
+        self.endless_until = 0
+        """No header that begins before ends before this position: it was looked for."""
         self._pieces = _unpack(stream)
 
     @property
@@ -117,16 +120,34 @@ class Unpacked:
     def find_start(self, position: int, end: int | None = None) -> int | None:
         """Position of the first record header that starts in [position, end), or None; forgets what it passed
         when `end` is not given."""
+        if end is not None:
+            self.fill(end + MAX_START)
+            return self._search(position, end)
         while True:
-            self.fill((self.end + 1) if end is None else end + MAX_START)
-            limit = len(self.window) if end is None else end + MAX_START - self.base
-            found = _SEARCH.search(self.window, max(0, position - self.base), limit)
-            if found and (end is None or self.base + found.start() < end):
-                return self.base + found.start()
-            if end is not None or self.done:
-                return None
+            self.fill(max(self.end, position) + 1)
+            found = self._search(position, self.end)
+            if found is not None or self.done:
+                return found
             position = max(position, self.end - MAX_START)
             self.drop(position)
+
+    def _search(self, position: int, end: int) -> int | None:
+        found = find_record_start(self.window, max(0, position - self.base), end - self.base)
+        return None if found is None else self.base + found
+
+
+def find_record_start(data: bytes | bytearray, start: int, end: int) -> int | None:
+    """Where the first record header begins in data[start:end]; its line may go on beyond. An ARC header begins a
+    line. In steps, so that the cost is in proportion to the way to what is found."""
+    for at in range(start, end, CHUNK):
+        stop = min(at + CHUNK, end)
+        warc = _WARC_SEARCH.search(data, at, stop + MAX_START)
+        arc = _ARC_SEARCH.search(data, max(0, at - 1), warc.start() if warc else stop + MAX_START)
+        starts = [warc.start()] if warc else []
+        starts += [arc.start() + 1] if arc else []
+        if starts and min(starts) < stop:
+            return min(starts)
+    return None
 
 
 def _unpack(stream: BinaryIO) -> Iterator[Piece]:
@@ -138,7 +159,8 @@ def _unpack(stream: BinaryIO) -> Iterator[Piece]:
         return _walk(source, LZ4, _lz4_frame)
     if head.startswith((ZSTD, ZSTD_DICTIONARY)):
         return _walk(source, ZSTD, _zstd_unpacker(source))
-    return _plain(source) if _SEARCH.search(head) else _plain_or_damaged(source)
+    known = find_record_start(b"\n" + head, 0, len(head) + 1) is not None
+    return _plain(source) if known else _plain_or_damaged(source)
 
 
 def _plain(source: _Packed) -> Iterator[Piece]:
@@ -293,12 +315,14 @@ def _salvage(source: _Packed, start: int, failed: int, end: int, given: int) -> 
     made, fresh = 0, bytearray()
     try:
         while source.at < end and len(fresh) < STEP:
-            block = source.take(min(CHUNK, failed - source.at) if source.at < failed else 1)
-            while block and not inflater.eof:
-                data = inflater.decompress(block, STEP)
-                fresh += data[max(0, given - made) :]
-                made += len(data)
-                block = inflater.unconsumed_tail
+            before = source.at < failed
+            packed = source.take(failed - source.at if before else end - source.at)
+            for block in (packed,) if before else (packed[i : i + 1] for i in range(len(packed))):
+                while block and not inflater.eof:
+                    data = inflater.decompress(block, STEP)
+                    fresh += data[max(0, given - made) :]
+                    made += len(data)
+                    block = inflater.unconsumed_tail
     except zlib.error:
         pass  # the byte that breaks it: the caller reports the break
     return bytes(fresh)

@@ -300,6 +300,18 @@ def test_a_record_too_large_to_hold_is_passed_over(packing: str) -> None:
     assert problems(items) == []
 
 
+def test_problems_without_number_are_counted_not_listed() -> None:
+    items = read(b"WARC/1.0\r\nA: b\r\n\r\n" * 1200)
+    assert reasons(items) == {"unknown": 1200}
+    assert (len(problems(items)), problems(items)[-1]) == (1001, "more_problems")
+
+
+def test_bombs_and_endless_headers_take_linear_time_and_no_page() -> None:
+    assert pages(read(gzip.compress(bytes(30 << 20)))) == []
+    assert pages(read(b"WARC/1.0\r\nA:" * 20_000)) == []
+    assert pages(read(b"\x1f\x8b\x08" * 100_000)) == []
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_damage_raises_or_loses_the_balance(data: st.DataObject) -> None:
