@@ -252,7 +252,8 @@ def contamination_table(
     set, examples, words, n, short, dirty, clean, dirty_share (of dirty + clean) and its interval;
     ngrams: {"8": {total, found, share, interval, rare_share, distinct, own_train_share}}, where found counts
     occurrences in the set of n-grams held by any kept document, rare_share only those in at most max_documents of
-    them, and own_train_share those in the set's own training text (all 0 to 1, or null where there is nothing);
+    them, and own_train_share those in the set's own training text, 0 if none is named (all 0 to 1, or null for a set
+    without n-grams of that size);
     dirty_examples: the first `dirty_shown`: id, record, found, grams, text, matches [{gram, documents, places}].
     Intervals are 95 %: Wilson's, for n-grams with the sample size that the scatter between examples leaves.
     """

@@ -87,7 +87,7 @@ class IndexOptions:
     percentile: float = 5.0
     least: int = 8
     most: int = 13
-    most_grams: int = 20_000_000
+    most_grams: int = dataclasses.field(default=20_000_000, metadata=ELSEWHERE)
 
     def __post_init__(self) -> None:
         if not self.ngrams or any(not 1 <= n <= LONGEST_GRAM for n in self.ngrams):

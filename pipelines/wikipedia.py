@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
@@ -54,7 +54,7 @@ class WikipediaOptions:
     domains: tuple[str, ...] = ("wikipedia.org",)
     n: int = 8
     sample: int = 1
-    most_grams: int = 50_000_000
+    most_grams: int = field(default=50_000_000, metadata={"shapes_bytes": False})
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= LONGEST_GRAM:
