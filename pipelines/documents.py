@@ -23,7 +23,8 @@ import pyarrow.fs as pafs
 
 from pipelines.archives import ArchiveOptions, Page, Rejected, read_pages
 from pipelines.decode import decode
-from pipelines.extract import Extracted, ExtractOptions, Extractor, shared_extractor, tidy
+from pipelines.extract import Extractor, shared_extractor
+from pipelines.main_text import Extracted, ExtractOptions, tidy
 from pipelines.options import build_options
 from pipelines.runner import RunnerOptions
 from pipelines.stages import Context, Stage, Task, plain_options, run_stage

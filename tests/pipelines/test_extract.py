@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import extract
-from pipelines.extract import Extracted, ExtractOptions, Extractor, ExtractorError, extract_page, tidy
+from pipelines.extract import Extracted, ExtractOptions, Extractor, ExtractorError, extract_page
+from pipelines.main_text import tidy
 
 CAPTURED = 1_600_000_000  # 2020-09-13
 
