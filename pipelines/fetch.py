@@ -54,7 +54,8 @@ class FetchOptions:
     contact: an address or URL in the User-Agent, for site owners (how). user_agent: the product's name, also looked
     for in robots.txt. respect_robots. plain_text: whether text/plain pages are stored. max_bytes: of a body as sent;
     larger ones are not stored. max_redirects. allow_private: whether addresses outside the public internet may be
-    connected to. links_per_task: above it a bucket of links is split in two. delay_seconds: between two requests to a
+    connected to. links_per_task: above it a bucket of links is split in
+    two (how: the tasks' keys tell). delay_seconds: between two requests to a
     registered domain (how). max_delay_seconds: the longest Crawl-delay, Retry-After and pause between tries that is
     kept (how). timeout_seconds: for one whole request (how). retries: tries after the first, for network failures and
     status 429, 500, 502, 503, 504 (how). concurrency: domains asked at once by one task (how). proxy: "http://host:port"
@@ -68,7 +69,7 @@ class FetchOptions:
     max_bytes: int = 8 << 20
     max_redirects: int = 5
     allow_private: bool = False
-    links_per_task: int = 50_000
+    links_per_task: int = _how(50_000)
     delay_seconds: float = _how(1.0)
     max_delay_seconds: float = _how(30.0)
     timeout_seconds: float = _how(30.0)

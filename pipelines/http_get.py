@@ -13,6 +13,7 @@ import heapq
 import http.client
 import ipaddress
 import itertools
+import logging
 import re
 import socket
 import ssl
@@ -61,6 +62,11 @@ class Failed(Exception):
         self.reason, self.detail = reason, detail
 
 
+logging.getLogger("urllib3").addHandler(
+    logging.NullHandler()
+)  # what a server does wrong becomes a reason, not a line
+
+
 def spell(url: str) -> str:
     """A URL as it is requested and stored: parsed as browsers do, without its fragment. Raises Failed."""
     try:
@@ -88,7 +94,10 @@ def get(url: str, limits: Limits, want: Callable[[int, dict[str, str]], bool] | 
     deadline = time.monotonic() + limits.timeout_seconds
     with _WATCHDOG.watch(deadline) as watch:
         try:
-            return _exchange(url, limits, want, watch)
+            answer = _exchange(url, limits, want, watch)
+            if watch.expired:  # a connection that was shut down reads as one that ended
+                raise Failed("timeout")
+            return answer
         except Failed as error:
             raise (Failed("timeout", "the time for the whole exchange is up") if watch.expired else error) from None
         except Exception as error:
