@@ -257,13 +257,11 @@ def _length(text: str) -> int:
 
 def _seconds(date: str) -> int:
     """Unix seconds of a WARC or ARC date, which are in UTC and may be short; 0 if it is none."""
-    digits = re.sub(r"\D", "", date[:40], flags=re.ASCII)[:14]
+    digits = re.sub(r"[^0-9]", "", date[:40])[:14]
+    whole = digits + "00000101000000"[len(digits) :]
+    month, day, hour, minute, second = (int(whole[i : i + 2]) for i in range(4, 14, 2))
     try:
-        return int(
-            datetime.strptime(digits + "00000101000000"[len(digits) :], "%Y%m%d%H%M%S")
-            .replace(tzinfo=UTC)
-            .timestamp()
-        )
+        return max(0, int(datetime(int(whole[:4]), month, day, hour, minute, second, tzinfo=UTC).timestamp()))
     except ValueError:
         return 0
 

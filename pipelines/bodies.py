@@ -19,7 +19,6 @@ class Refused(Exception):
     """A response gives no page: `args` are the reason and the detail."""
 
 
-_HEADER = re.compile(rb"^([!-9;-~]+)[ \t]*:[ \t]*((?:[^\r\n]|\r?\n[ \t])*)", re.MULTILINE)
 _CONTENT_TYPE = re.compile(r"^([^;,\s]{1,100})")
 _CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([A-Za-z0-9_.:+-]{1,40})", re.IGNORECASE)
 _MARKUP = re.compile(
@@ -31,8 +30,17 @@ _MARKUP = re.compile(
 def parse_headers(head: bytes) -> dict[str, str]:
     """Header fields by lower-case name: the first of equal names, folded lines joined, undecodable bytes replaced."""
     fields: dict[str, str] = {}
-    for name, value in _HEADER.findall(head):
-        fields.setdefault(name.decode("ascii").lower(), b" ".join(value.split()).decode("utf-8", "replace"))
+    name = ""
+    for line in head.decode("utf-8", "replace").split("\n"):
+        if line[:1] in (" ", "\t") and name:
+            fields[name] = f"{fields[name]} {line.strip()}"
+            continue
+        name, colon, value = line.partition(":")
+        name = name.strip().lower() if colon else ""
+        if name in fields:
+            name = ""
+        elif name:
+            fields[name] = value.strip()
     return fields
 
 
