@@ -123,9 +123,9 @@ BAD = {
     "symbols": "# # people with ordinary thoughts and sentences that have something else to say " * 20,
     "bullets": "\n".join(f"- the number {i} of things people hope to do and to have" for i in range(30)),
     "ellipses": "\n".join(f"This is the teaser number {i} of a story to be read elsewhere..." for i in range(9)),
-    "few_letters": "the 12 34 56 78 90 and 11.5 22,4 3-1 " * 15,
+    "few_letters": "the 1200 3400 5600 7800 9000 and 11.50 22,40 300-100 " * 15,
     "few_stop_words": " ".join(f"Ett svenskt ord nummer {i} kommer efter ett annat ord" for i in range(20)),
-    "repeated_lines": "\n".join(["the same line of words to be seen again", *["and so on"] * 40]),
+    "repeated_lines": "\n".join(["the same line of words to be seen again", *["and thereafter onwards"] * 40]),
     "repeated_ngrams": "to be the first of all and with that have a look at this " * 12,
 }
 
