@@ -199,10 +199,11 @@ def make_web() -> SmallWeb:
     """The small web, its link dump, its Wikipedia dump and its evaluation set, with everything that is planted."""
     web = SmallWeb()
     topics = reference_topics()
-    reserved = _longest(topics, 5)
+    reserved = _longest(_presentable(topics), 5)
     first, second, examined, two_essays, moved = reserved
+    taken = {paragraph for _, paragraphs in reserved for paragraph in paragraphs}
     modules = list(documented_modules())
-    articles = [a for a in topics if a not in reserved] + modules
+    articles = [a for a in topics if not taken & set(a[1])] + modules
     for name, paragraphs in articles:
         url = f"http://{_site(name)}/2016/05/{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
         web.pages[url] = Reply(body=render(name.replace("_", " ").title(), paragraphs))
@@ -216,11 +217,20 @@ def make_web() -> SmallWeb:
 
 
 def _presentable(articles: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
-    """The articles that the default quality rule keeps: what is planted must fail for its own reason only."""
+    """The articles that the default quality rule keeps, whole and by halves: what is planted must fail for its own
+    reason only."""
     from pipelines.quality import QualityRule, judge, measure
 
-    reasons = judge(pa.Table.from_batches([measure(["\n".join(text) for _, text in articles])]), QualityRule())
-    return [article for article, reason in zip(articles, reasons, strict=True) if not reason]
+    def kept(texts: Sequence[list[str]]) -> list[bool]:
+        measured = pa.Table.from_batches([measure(["\n".join(text) for text in texts])])
+        return [reason == "" for reason in judge(measured, QualityRule())]
+
+    halves = (
+        kept([text[: len(text) // 2] for _, text in articles]),
+        kept([text[len(text) // 2 :] for _, text in articles]),
+        kept([text for _, text in articles]),
+    )
+    return [article for article, *fine in zip(articles, *halves, strict=True) if all(fine)]
 
 
 def _plant(web: SmallWeb, name: str, url: str, page: Reply, fate: tuple[str, ...], score: int = 50) -> None:
@@ -285,6 +295,8 @@ def _plant_broken(web: SmallWeb) -> None:
     gone = Reply(404, b"no such page")
     _plant(web, "missing page", "http://gone.example/", gone, ("status_404",))
     broken = Reply(body=b"\x00this is no gzip" * 40, headers=(("Content-Encoding", "gzip"),))
-    _plant(web, "broken page", "http://broken.example/", broken, ("bad_encoding",))
+    _plant(web, "page in a broken encoding", "http://broken.example/", broken, ("bad_encoding", "no_text"))
+    half = Reply(body=render("Half", ["This answer ends in the middle." * 40]), fault="cut")
+    _plant(web, "answer that breaks off", "http://cut.example/", half, ("connection", "bad_http"))
     empty = Reply(body=render("Nothing", []))
     _plant(web, "page that is all boilerplate", "http://shell.example/", empty, ("no_text", "few_words"))
