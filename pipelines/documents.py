@@ -286,7 +286,16 @@ STAGE = Stage(
     "documents",
     1,
     make_documents,
-    libraries=("trafilatura", "htmldate", "jusText", "courlan", "lxml", "charset-normalizer", "FastWARC"),
+    libraries=(
+        "trafilatura",
+        "htmldate",
+        "jusText",
+        "courlan",
+        "lxml",
+        "charset-normalizer",
+        "python-dateutil",
+        "FastWARC",
+    ),
     tables={"positions": "pages/positions", "rejected": "pages/rejected"},
 )
 

@@ -14,7 +14,7 @@ that fill gaps from today's date, or learn from earlier pages, are out of use (`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from itertools import islice
@@ -44,7 +44,7 @@ class ExtractOptions:
     cpu_seconds: float = 20.0
     memory_mib: int = 1024
     wall_seconds: float = 180.0
-    recycle_pages: int = 5000
+    recycle_pages: int = field(default=5000, metadata={"shapes_bytes": False})
 
     def __post_init__(self) -> None:
         if self.mode not in ("auto", "fast", "standard"):
