@@ -100,7 +100,7 @@ class Manifest:
         return self.tables.get(table, ())
 
     def public(self) -> bytes:
-        """`<stage>/manifest.json`: what was made, from the made bytes alone, so that equal results are equal files."""
+        """`<stage>/manifest.json`: what was made, from the made bytes alone: equal results are equal files."""
         body = {name: value for name, value in asdict(self).items() if name not in ("fingerprint", "tables")}
         own = {name: files for name, files in self.tables.items() if not self._beside(files)}
         body["tables"] = {name: [asdict(file) for file in files] for name, files in own.items()}
