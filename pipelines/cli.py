@@ -93,7 +93,10 @@ def _add_workspace(sub: argparse.ArgumentParser) -> None:
 def _add_workers(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int, default=0, help="worker processes (default: one per core)")
     sub.add_argument("--runner", default="FnApiRunner", help="Beam runner; its own options follow after --")
-    sub.add_argument("passthrough", nargs="*", metavar="-- OPTIONS", help="options passed to the Beam runner")
+    sub.set_defaults(passthrough=())
+    sub.epilog = (
+        "What follows -- is passed to the Beam runner as it is: … --runner FlinkRunner -- --flink_master=host:8081"
+    )
 
 
 def _add_build(sub: argparse.ArgumentParser) -> None:
@@ -219,7 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = parser.parse_args(given)
+    own, passed = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    parsed = parser.parse_args(own)
+    if passed and not hasattr(parsed, "passthrough"):
+        parser.error(f"{parsed.subcommand} runs no Beam pipeline: leave out what follows --")
+    parsed.passthrough = passed
     if parsed.version:
         import importlib.metadata
 
