@@ -202,7 +202,7 @@ def work_survivors(task: Task, context: Context) -> None:
     if EVIDENCE["linked"] in task.inputs:
         score = _annotation(task, context, EVIDENCE["linked"], ["score"]).column("score").to_numpy()
     words = _annotation(task, context, EVIDENCE["quality"], ["n_words"]).column("n_words")
-    ids = read_part(context.workspace, documents, ["doc_id"]).column("doc_id")
+    ids = read_part(context.workspace, PartFile.of(task.inputs["positions"]), ["doc_id"]).column("doc_id")
     table = pa.table(
         {"reason": before.tolist(), "later": later.tolist(), "doc_id": ids, "score": score, "n_words": words},
         SURVIVORS_SCHEMA,
@@ -364,7 +364,10 @@ def build_corpus(
 
     by_row = [EVIDENCE[rule] for rule in options.rules if rule not in ("duplicates", "contamination")]
     names = sorted({*by_row, EVIDENCE["linked"], EVIDENCE["quality"]})
-    survivors = _by_part(run_stage(workspace, SURVIVORS, options, [task(f, needed(f, names)) for f in files], runner))
+    # The ids stand in positions/ too, and a part that is opened is hashed: opening documents/ would read all text.
+    positions = {file.part: file for file in documents.parts("positions")}
+    judging = [task(file, {**needed(file, names), "positions": positions[file.part]}) for file in files]
+    survivors = _by_part(run_stage(workspace, SURVIVORS, options, judging, runner))
     single = dataclasses.replace(runner, workers=1)
     dropped: dict[str, PartFile] = {}
     if "duplicates" in options.rules:
