@@ -19,7 +19,7 @@ from pipelines.progress import human_bytes, say
 from pipelines.recipe import Recipe, ResolvedInputs, recipe_yaml
 from pipelines.runner import RunnerOptions
 from pipelines.stages import StageError, Task, annotation_tasks, plain_options, run_stage
-from pipelines.workspace import Json, Manifest, Workspace, canonical_json
+from pipelines.workspace import MANIFEST, STATE, Json, Manifest, Workspace, canonical_json, private_path
 
 STEPS = ("links", "pages", "documents", "annotations", "corpus", "tokenizer", "shards", "report")
 """What `--until` and the stage subcommands name, in order."""
@@ -70,6 +70,42 @@ def remember(
         for section in ("links", "archives", "texts", "wikipedia", "evaluation")
     }
     workspace.write("inputs.json", json.dumps(listed, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def unused(recipe: Recipe, inputs: ResolvedInputs) -> list[str]:
+    """Stages and files that this recipe does not make; an earlier one may have left them in the workspace."""
+    rules = recipe.corpus.rules
+    names: list[str] = []
+    if "contamination" not in rules:
+        names += ["corpus/frequencies"]
+    if "duplicates" not in rules:
+        names += ["corpus/duplicates", "corpus/duplicates.json", "corpus/keepers"]
+    if not recipe.evaluation:
+        names += ["corpus/contamination", "corpus/contamination.json", "annotations/contamination", "evaluation"]
+    if not inputs.wikipedia:
+        names += ["wikipedia"]
+    if not inputs.links:
+        names += ["annotations/links", "links"]
+    return names
+
+
+def retire(workspace: Workspace, recipe: Recipe, inputs: ResolvedInputs) -> None:
+    """Remove what an earlier recipe made and this one does not, before a reader takes it for this one's.
+
+    Pages that were fetched stay, without their manifest: a recipe that fetches again does not ask for them again.
+    """
+    for name in unused(recipe, inputs):
+        if workspace.exists(name):
+            workspace.remove(name)
+            continue
+        workspace.remove(f"{name}/{MANIFEST}")
+        workspace.remove_directory(name)
+        workspace.remove(private_path(name))
+        workspace.remove_directory(private_path(name).removesuffix(".json"))
+        workspace.remove_directory(f"{STATE}/stages/{name}")
+    if recipe.fetch is None:
+        workspace.remove(f"pages/{MANIFEST}")
+        workspace.remove(private_path("pages"))
 
 
 class Build:
@@ -235,6 +271,7 @@ def build(
         check_space(workspace, inputs)
         digests = digest_inputs(workspace, inputs.all())
         remember(workspace, recipe, inputs, digests, base, limit)
+        retire(workspace, recipe, inputs)
         made = Build(workspace, recipe, inputs, base, digests, runner, limit)
         for step in STEPS[: STEPS.index(until) + 1]:
             say(f"— {step}", level=1)
