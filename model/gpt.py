@@ -54,7 +54,7 @@ class GPTConfig:
 
 PRESETS: dict[str, GPTConfig] = {
     "tiny": GPTConfig(n_ctx=64, n_layer=2, n_head=2, n_embd=64),
-    "demo": GPTConfig(n_ctx=128, n_layer=4, n_head=4, n_embd=128),
+    "demo": GPTConfig(n_ctx=128, n_layer=2, n_head=4, n_embd=128),
     "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),

@@ -63,10 +63,12 @@ class Recipe:
     warmup_tokens: int = 375_000_000
 
 
-# GPT-2 sizes: learning rates of GPT-3's table 2.1 for the nearest size, the batch of GPT-2 (512 sequences of 1,024).
+# demo is for half a minute to a minute of a laptop: 400,000 tokens bring WikiText-2 in a vocabulary of 4,096 from 8.3
+# to 5.45 nats a token. Four layers instead of two, twice the batch, or rates of 2e-3, 6e-3 and 8e-3 end higher in
+# the same time. GPT-2 sizes: rates of GPT-3's table 2.1 for the nearest size, the batch of GPT-2 (512 x 1,024).
 RECIPES: dict[str, Recipe] = {
     "tiny": Recipe(batch_tokens=1024, learning_rate=3e-3, tokens=200_000),
-    "demo": Recipe(batch_tokens=1024, learning_rate=3e-3, tokens=400_000),
+    "demo": Recipe(batch_tokens=512, learning_rate=4e-3, tokens=400_000),
     "gpt2": Recipe(batch_tokens=524_288, learning_rate=6e-4),
     "gpt2-medium": Recipe(batch_tokens=524_288, learning_rate=3e-4),
     "gpt2-large": Recipe(batch_tokens=524_288, learning_rate=2.5e-4),
@@ -246,8 +248,8 @@ def run_steps(
     first = loader.step
     stop = plan.steps if options.stop_after is None else min(plan.steps, options.stop_after)
     log_every = options.log_every or max(1, min(10, plan.steps // 100))
-    evaluate_every = options.evaluate_every or max(1, plan.steps // evaluations(plan, held_out))
-    checkpoint_every = options.checkpoint_every or max(1, plan.steps // 10)
+    evaluate_every = options.evaluate_every or math.ceil(plan.steps / evaluations(plan, held_out))
+    checkpoint_every = options.checkpoint_every or math.ceil(plan.steps / 10)
     best: dict[str, Any] | None = before.record["best"] if before else None
     last_score: dict[str, Any] = before.record["validation"] if before and before.record["validation"] else {}
     path, loss_value, speed = (before.path if before else run), None, None
