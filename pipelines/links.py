@@ -11,6 +11,7 @@ line. `merge_partition` receives the rows of many dumps for a share of all URLs,
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -310,7 +311,9 @@ def merge_partition(table: pa.Table, options: LinkOptions) -> tuple[pa.Table, di
 
 
 def submissions(task: Task, context: Context) -> None:
-    """Combine one dump (task.inputs: name, sha256; task.where: path or URL); options: SubmissionOptions.
+    """Combine one dump (task.inputs: name, sha256, limit for a first look; task.where: path or URL).
+
+    options: SubmissionOptions.
 
     A dump that breaks off keeps every submission before the break; it and one that is no dump at all are problems.
     """
@@ -322,7 +325,7 @@ def submissions(task: Task, context: Context) -> None:
         nonlocal broken
         with _open(path) as raw, open_stream(raw, name) as stream:
             try:
-                yield from read_submissions(stream)
+                yield from itertools.islice(read_submissions(stream), task.inputs.get("limit"))
             except BrokenStream as error:
                 broken = True
                 context.problem(name, error.reason, error.offset, str(error))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+
+import numpy as np
+import pyarrow as pa
 
 from pipelines.contamination import ContaminationOptions, Overlap, contamination_table
 from pipelines.evaluation_sets import read_index
@@ -22,11 +26,31 @@ def work_contamination(task: Task, context: Context) -> None:
     overlap = Overlap(int(task.inputs["grams"]))
     for pair in task.inputs["parts"]:
         decisions = PartFile.of(pair["decisions"])
-        keep = read_part(workspace, decisions, ["keep"]).column("keep").to_numpy()
-        hits = read_part(workspace, PartFile.of(pair["contamination"]), ["hits"]).column("hits")
-        overlap.add(decisions.part, hits, keep)
+        decided = read_part(workspace, decisions, ["keep", "cuts"]).combine_chunks()
+        hits = read_part(workspace, PartFile.of(pair["contamination"]), ["hits"]).column("hits").combine_chunks()
+        left = hits_left(hits, decided.column("cuts").combine_chunks())
+        overlap.add(decisions.part, left, decided.column("keep").to_numpy())
     table = contamination_table(read_index(workspace, evaluation), overlap, rule)
     _publish(context, "contamination.json", {"format": "webtext-contamination", "version": 1, "sets": table})
+
+
+def hits_left(hits: pa.ListArray, cuts: pa.ListArray) -> pa.ListArray:
+    """The hits of each document that its cut spans leave: those that overlap no cut."""
+    values, spans = hits.flatten(), cuts.flatten()
+    if not len(values) or not len(spans):
+        return hits
+    lengths = hits.value_lengths().to_numpy(zero_copy_only=False)
+    row = np.repeat(np.arange(len(hits)), lengths)
+    owner = np.repeat(np.arange(len(cuts)), cuts.value_lengths().to_numpy(zero_copy_only=False))
+    start, end = (values.field(name).to_numpy().astype(np.int64) for name in ("start", "end"))
+    begin, stop = (spans.field(name).to_numpy().astype(np.int64) for name in ("start", "end"))
+    # Cuts are sorted and disjoint within a document: only the last that begins before a hit's end can overlap it.
+    scale = np.int64(1) << 32
+    at = np.searchsorted(owner * scale + begin, row * scale + end) - 1
+    last = np.maximum(at, 0)
+    overlaps = (at >= 0) & (owner[last] == row) & (stop[last] > start)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row[~overlaps], minlength=len(hits)))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.filter(pa.array(~overlaps)), type=hits.type)
 
 
 def work_duplicates(task: Task, context: Context) -> None:
@@ -36,15 +60,13 @@ def work_duplicates(task: Task, context: Context) -> None:
 
 
 def _publish(context: Context, name: str, body: Json) -> None:
-    import hashlib
-
     data = json.dumps(body, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
     sha256 = hashlib.sha256(data).hexdigest()
     context.workspace.write(f"corpus/{name}", data)
     context.keep("files", PartFile(name, f"corpus/{name}", 0, len(data), sha256, sha256))
 
 
-CONTAMINATION = Stage("corpus/contamination", 1, work_contamination, ("numpy",), {"files": "corpus/files"})
+CONTAMINATION = Stage("corpus/contamination", 2, work_contamination, ("numpy",), {"files": "corpus/files"})
 DUPLICATES = Stage("corpus/duplicates", 1, work_duplicates, (), {"files": "corpus/files"})
 
 
