@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No time limits in tests: a busy machine is not a bug. The same examples every time: a red run can be repeated.
+settings.register_profile("webtext", deadline=None, derandomize=True)
+settings.load_profile("webtext")
 
 ROOT = Path(__file__).resolve().parents[1]
 
