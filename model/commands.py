@@ -1,12 +1,14 @@
 """The command line of the model, without torch: definitions here, the work imported when a command runs.
 
 `add_commands(subparsers)` mounts train, evaluate, generate and info under any program; each parsed namespace then
-carries `command`, a function from the namespace to an exit status. Flags are the fields of the options dataclasses.
+carries `run`, a function from the namespace to an exit status. Flags are the fields of the options dataclasses; their
+values are kept under `model_<field>`, so that they meet no name of the program they are mounted in.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -18,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from model.options import EvaluateOptions, GenerateOptions, InfoOptions, TrainOptions
 
 Command = Callable[[argparse.Namespace], int]
+PREFIX = "model_"
 
 
 def add_commands(subparsers: Any) -> None:
@@ -30,7 +33,7 @@ def add_commands(subparsers: Any) -> None:
     ):
         parser = subparsers.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
         add_arguments(parser, options)
-        parser.set_defaults(command=run)
+        parser.set_defaults(run=functools.partial(report_errors, run))
 
 
 def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
 def add_argument(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> None:
     hint, text = get_args(hint)
     if field.default is MISSING:
-        parser.add_argument(field.name, help=text)
+        parser.add_argument(PREFIX + field.name, metavar=field.name, help=text)
         return
     flag = "--" + field.name.replace("_", "-")
     if get_origin(hint) in (types.UnionType, Union):
@@ -59,17 +62,19 @@ def add_argument(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) 
         )
     if hint is bool:
         action = argparse.BooleanOptionalAction if field.default is None else "store_true"
-        parser.add_argument(flag, dest=field.name, action=action, default=argparse.SUPPRESS, help=text)
+        parser.add_argument(flag, dest=PREFIX + field.name, action=action, default=argparse.SUPPRESS, help=text)
     elif get_origin(hint) is tuple:
         parser.add_argument(
-            flag, dest=field.name, action="append", default=argparse.SUPPRESS, metavar="NAME=FILE", help=text
+            flag, dest=PREFIX + field.name, action="append", default=argparse.SUPPRESS, metavar="NAME=FILE", help=text
         )
     elif get_origin(hint) is Literal:
-        parser.add_argument(flag, dest=field.name, choices=get_args(hint), default=argparse.SUPPRESS, help=text)
+        parser.add_argument(
+            flag, dest=PREFIX + field.name, choices=get_args(hint), default=argparse.SUPPRESS, help=text
+        )
     else:
         kind = whole_number if hint is int else hint
         parser.add_argument(
-            flag, dest=field.name, type=kind, default=argparse.SUPPRESS, metavar=kind_name(hint), help=text
+            flag, dest=PREFIX + field.name, type=kind, default=argparse.SUPPRESS, metavar=kind_name(hint), help=text
         )
 
 
@@ -90,7 +95,8 @@ def whole_number(text: str) -> int:
 
 def options_of(kind: type[Any], arguments: argparse.Namespace) -> Any:
     """The options dataclass that a parsed namespace means. Raises ValueError from its own checks."""
-    given = {field.name: getattr(arguments, field.name) for field in fields(kind) if hasattr(arguments, field.name)}
+    values = vars(arguments)
+    given = {f.name: values[PREFIX + f.name] for f in fields(kind) if PREFIX + f.name in values}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
@@ -161,6 +167,15 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def report_errors(command: Command, arguments: argparse.Namespace) -> int:
+    """Run a command; what is wrong with its input is one line on standard error and status 1, not a stack."""
+    try:
+        return command(arguments)
+    except (ValueError, ArithmeticError, OSError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
+
+
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=1, sort_keys=True))
 
@@ -184,9 +199,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model", description="Train and evaluate a GPT on token shards.")
     add_commands(parser.add_subparsers(required=True, metavar="COMMAND"))
     arguments = parser.parse_args(argv)
-    command: Command = arguments.command
-    try:
-        return command(arguments)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
+    command: Command = arguments.run
+    return command(arguments)

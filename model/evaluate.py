@@ -211,7 +211,7 @@ def end_of_text(tokenizer: Any) -> int:
 def text_rows(
     model: GPT, tokenizer: Any, text: str, stride: int | None = None, batch_tokens: int = 8192
 ) -> list[Row]:
-    """Score a text as one stream; a row per line: id (from 0), nll in nats, tokens, words, bytes, characters.
+    """Score a text as one stream; a row per line: id (from 1), nll in nats, tokens, words, bytes, characters.
 
     Each window scores its last `stride` tokens (default n_ctx: windows that do not overlap) after as much of what
     stands before them as the context holds. A token belongs to the line its first character lies in. Words are runs
@@ -238,13 +238,13 @@ def text_rows(
     return [
         {
             "id": i,
-            "nll": float(sums[i]),
-            "tokens": int(counts[i]),
+            "nll": float(sums[i - 1]),
+            "tokens": int(counts[i - 1]),
             "words": len(line.split()),
             "bytes": len(line.encode()),
             "characters": len(line),
         }
-        for i, line in enumerate(lines)
+        for i, line in enumerate(lines, 1)
     ]
 
 
@@ -316,7 +316,7 @@ def split_last_word(text: str) -> tuple[str, str]:
 
 
 def lambada_rows(model: GPT, tokenizer: Any, texts: Sequence[str], batch_tokens: int = 8192) -> list[Row]:
-    """Score the last word, and the last BPE token, of each passage; a row per passage.
+    """Score the last word, and the last BPE token, of each passage; a row per passage, its id the line number from 1.
 
     last_word: context and word are encoded apart, as in lm-evaluation-harness; correct if every token of the word is
     the likeliest. last_bpe: the passage is encoded whole and its last token predicted, the variant that reproduces
@@ -340,7 +340,7 @@ def lambada_rows(model: GPT, tokenizer: Any, texts: Sequence[str], batch_tokens:
             "logp_last_bpe": token.logp,
             "correct_last_bpe": token.greedy,
         }
-        for i, (word, token) in enumerate(zip(scores[: len(texts)], scores[len(texts) :], strict=True))
+        for i, (word, token) in enumerate(zip(scores[: len(texts)], scores[len(texts) :], strict=True), 1)
     ]
 
 
@@ -363,7 +363,7 @@ def lambada(model: GPT, tokenizer: Any, path: str | Path, limit: int | None = No
 
 
 def read_dirty(path: str | Path) -> set[int]:
-    """Line numbers, counted from 0, of a JSON list or of the list under "dirty" in an object. Raises ValueError."""
+    """Line numbers, counted from 1, of a JSON list or of the list under "dirty" in an object. Raises ValueError."""
     try:
         found = json.loads(read_text(path))
         found = found["dirty"] if isinstance(found, dict) else found

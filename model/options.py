@@ -103,7 +103,7 @@ class EvaluateOptions:
     ] = ()
     lambada: Annotated[tuple[str, ...], "name=file: LAMBADA as JSON lines with a field text (.gz too)"] = ()
     dirty: Annotated[
-        tuple[str, ...], "name=file: JSON list of that set's contaminated line numbers, counted from 0"
+        tuple[str, ...], "name=file: JSON list of that set's contaminated line numbers, counted from 1"
     ] = ()
     stride: Annotated[
         int | None, "tokens scored per window of a text (default: n_ctx, windows that do not overlap)"

@@ -46,7 +46,16 @@ def test_every_option_has_a_flag_or_a_place() -> None:
         required = [f.name for f in fields(kind) if f.default is MISSING]
         assert options_of(kind, parser.parse_args([name, *required])) == kind(*required)
         subparser = parser._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index]  # argparse internals
-        assert {f.name for f in fields(kind)} <= {action.dest for action in subparser._actions}
+        assert {f"model_{f.name}" for f in fields(kind)} <= {action.dest for action in subparser._actions}
+
+
+def test_the_commands_can_be_mounted_in_another_program() -> None:
+    """`run` is the function even where an option of that name is given."""
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    parsed = parser.parse_args(["train", "shards", "runs/x"])
+    assert callable(parsed.run)
+    assert options_of(TrainOptions, parsed).run == "runs/x"
 
 
 def test_numbers_and_terminal_text() -> None:

@@ -232,8 +232,8 @@ def test_evaluation_joins_the_dirty_examples(trained: Path, corpus: Path, tmp_pa
     (tmp_path / "t.txt").write_text("".join(f" {w} sat on the mat \n" for w in ("cat", "bird", "tree", "rain")))
     texts = ["the cat sat on a mat", "one bird that sang", "the cat sat on the bird", "in its old tree"]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    (tmp_path / "dt.json").write_text("[1, 3]")
-    (tmp_path / "dl.json").write_text('{"dirty": [0, 2]}')
+    (tmp_path / "dt.json").write_text("[2, 4]")
+    (tmp_path / "dl.json").write_text('{"dirty": [1, 3]}')
     options = EvaluateOptions(
         checkpoint=str(trained),
         shards=str(corpus),
@@ -252,7 +252,7 @@ def test_evaluation_joins_the_dirty_examples(trained: Path, corpus: Path, tmp_pa
     assert result["validation"]["loss"] == pytest.approx(record["validation"]["loss"], rel=1e-6)
     plain, words = result["sets"]["plain"], result["sets"]["words"]
     rows = [json.loads(line) for line in (tmp_path / "examples" / "plain.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == [0, 1, 2, 3]
+    assert [row["id"] for row in rows] == [1, 2, 3, 4]
     assert plain["dirty"]["nll"] == pytest.approx(rows[1]["nll"] + rows[3]["nll"])
     assert plain["clean"]["nll"] + plain["dirty"]["nll"] == pytest.approx(plain["all"]["nll"])
     assert (plain["clean"]["lines"], plain["dirty"]["lines"], plain["all"]["words"]) == (2, 2, 20)
