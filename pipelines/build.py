@@ -19,7 +19,7 @@ from pipelines.progress import human_bytes, say
 from pipelines.recipe import Recipe, ResolvedInputs, recipe_yaml
 from pipelines.runner import RunnerOptions
 from pipelines.stages import StageError, Task, annotation_tasks, plain_options, run_stage
-from pipelines.workspace import MANIFEST, STATE, Json, Manifest, Workspace, canonical_json, private_path
+from pipelines.workspace import MANIFEST, SCRATCH, STATE, Json, Manifest, Workspace, canonical_json, private_path
 
 STEPS = ("links", "pages", "documents", "annotations", "corpus", "tokenizer", "shards", "report")
 """What `--until` and the stage subcommands name, in order."""
@@ -249,8 +249,13 @@ class Build:
 
 @contextlib.contextmanager
 def held(workspace: Workspace) -> Iterator[None]:
-    """The workspace's lease, where there is one to hold."""
-    with workspace.lease() if workspace.is_local else contextlib.nullcontext():
+    """The workspace's lease, where there is one to hold; unfinished files of a build that was killed are removed."""
+    if not workspace.is_local:
+        yield
+        return
+    with workspace.lease():
+        for path in workspace.list(SCRATCH):
+            workspace.remove(path)
         yield
 
 

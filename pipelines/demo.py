@@ -124,7 +124,9 @@ def check_plants(workspace: Workspace, web: SmallWeb, requested: set[str] | None
         if "unrequested" in plant.fate and requested is not None:
             caught = caught and plant.url not in requested
         if "quoted" in plant.fate:
-            caught = caught and _quoted(workspace, web)
+            named = _quoted(workspace, web)
+            caught = caught and named
+            found += ", and its example is dirty" if named else ", and its example is not named"
         checks.append(Check(plant.name, plant.url, plant.fate[0], found, caught))
     kept = _corpus_texts(workspace)
     leaked = sorted(phrase for phrase in BOILERPLATE if any(phrase in text for text in kept))
@@ -177,10 +179,9 @@ def run_demo(folder: Path, runner: RunnerOptions, as_json: bool = False, quiet: 
         requested = set(served.urls()) or None
     shards, run = str(folder / "shards"), str(folder / "runs" / "demo")
     trained = _model(["train", shards, run, "--preset", "demo"], quiet)
-    scores = _model(
-        ["evaluate", run, "--shards", shards, "--lambada", f"examination={folder / 'inputs' / 'examination.jsonl'}"],
-        quiet,
-    )
+    examination = [f"examination={folder / 'inputs' / 'examination.jsonl'}"]
+    dirty = [f"examination={folder / 'corpus' / 'dirty-examination.json'}"]
+    scores = _model(["evaluate", run, "--shards", shards, "--lambada", *examination, "--dirty", *dirty], quiet)
     samples = _model(["generate", run, "--tokens", "60", "--temperature", "0.8", "--top-k", "40"], quiet)
     (folder / "runs" / "demo" / "samples.json").write_text(json.dumps(samples, indent=1), encoding="utf-8")
     write_report(workspace)

@@ -42,6 +42,7 @@ from pipelines.stages import (
     plain_options,
     read_record,
     record_path,
+    sweep,
     task_fingerprint,
 )
 from pipelines.workspace import STATE, Manifest, PartFile, Workspace, WorkspaceError, digest, part_key
@@ -188,13 +189,17 @@ def run_exchange(
             [[task.key, plain_options(task.inputs)] for task in receivers],
         ]
     )
+    received = f"{STATE}/received/{stage.name}"
+    leftovers = (f"{STATE}/runs/{stage.name}", f"{STATE}/stages/{sending.name}", received)
     manifest = current_manifest(workspace, stage, fingerprint)
     if manifest is not None:
+        if not runner.plan:
+            sweep(workspace, stage, manifest, workspace.list(f"{STATE}/stages/{stage.name}"))
+            _remove(workspace, leftovers)
         say(f"{stage.name}: current", level=1)
         return manifest
     if runner.plan:
         raise NotCurrent(stage.name)
-    received = f"{STATE}/received/{stage.name}"
     workspace.remove_directory(received)
     if receivers:
         _run_exchange(workspace, stage, sending, options, exchange, sends, receivers, routes, runner)
@@ -210,13 +215,17 @@ def run_exchange(
         paths.append(path)
     manifest = assemble(workspace, stage, options, fingerprint, records)
     commit(workspace, stage, manifest, paths)
-    for leftover in (f"{STATE}/runs/{stage.name}", f"{STATE}/stages/{sending.name}", received):
-        workspace.remove_directory(leftover)
+    _remove(workspace, leftovers)
     say(
         f"{stage.name}: {len(sends)} senders, {len(receivers)} receivers in "
         f"{human_seconds(time.monotonic() - started)}"
     )
     return manifest
+
+
+def _remove(workspace: Workspace, directories: Iterable[str]) -> None:
+    for directory in directories:
+        workspace.remove_directory(directory)
 
 
 def _run_exchange(

@@ -12,6 +12,7 @@ libraries that shape its bytes, and the task's inputs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -184,7 +185,17 @@ def read_record(workspace: Workspace, path: str) -> dict[str, Json] | None:
         files = [PartFile.of(f) for table in record["tables"].values() for f in table]
     except (ValueError, KeyError, TypeError) as error:
         raise WorkspaceError(f"{workspace.url}/{path} is damaged ({error}); remove it and build again") from error
-    return record if all(workspace.size(file.path) == file.size for file in files) else None
+    return record if all(is_there(workspace, file) for file in files) else None
+
+
+def is_there(workspace: Workspace, file: PartFile) -> bool:
+    """Whether a file has the size its record says; and the digest, where its name does not carry it: such a file is
+    written over when its stage is done again, and a kill may fall between."""
+    if workspace.size(file.path) != file.size:
+        return False
+    if file.sha256[:16] in file.path:
+        return True
+    return hashlib.sha256(workspace.read(file.path)).hexdigest() == file.sha256
 
 
 def check_ledgers(ledgers: Mapping[str, Mapping[str, int]], where: str) -> None:
@@ -260,6 +271,12 @@ def assemble(
 def commit(workspace: Workspace, stage: Stage, manifest: Manifest, live_records: Iterable[str]) -> None:
     """Write the manifest last, then drop the files of this stage that no manifest names any more."""
     write_manifest(workspace, manifest)
+    sweep(workspace, stage, manifest, live_records)
+
+
+def sweep(workspace: Workspace, stage: Stage, manifest: Manifest, live_records: Iterable[str]) -> None:
+    """Drop parts and commit records that no manifest names; done again on a current stage, for a kill may fall
+    between a manifest and this."""
     named = {file.path for files in manifest.tables.values() for file in files}
     for table, directory in {"": stage.name, **stage.tables}.items():
         suffixes = {file.path.rpartition(".")[2] for file in manifest.parts(table)} | {"parquet"}
@@ -280,7 +297,15 @@ def current_manifest(workspace: Workspace, stage: Stage, fingerprint: str) -> Ma
     if manifest is None or manifest.fingerprint != fingerprint:
         return None
     files = (file for table in manifest.tables.values() for file in table)
-    return manifest if all(workspace.size(file.path) == file.size for file in files) else None
+    return manifest if all(is_there(workspace, file) for file in files) else None
+
+
+def withdraw(workspace: Workspace, stage: Stage) -> None:
+    """Take back a manifest that names files the stage is about to write over."""
+    manifest = read_manifest(workspace, stage.name)
+    files = (file for table in manifest.tables.values() for file in table) if manifest else ()
+    if any(file.sha256[:16] not in file.path for file in files):
+        workspace.remove(f"{stage.name}/{MANIFEST}")
 
 
 def clear_failure(workspace: Workspace, stage: Stage) -> None:
@@ -313,17 +338,20 @@ def run_stage(
     ordered = _unique(tasks, stage)
     fingerprints = {task.key: task_fingerprint(stage, options, task) for task in ordered}
     fingerprint = digest([stage.name, stage.version, *fingerprints.items()])
+    paths = {task.key: record_path(stage, task, fingerprints[task.key]) for task in ordered}
     manifest = current_manifest(workspace, stage, fingerprint)
     if manifest is not None:
+        if not runner.plan:
+            sweep(workspace, stage, manifest, paths.values())
         say(f"{stage.name}: current", level=1)
         return manifest
     if runner.plan:
         raise NotCurrent(stage.name)
-    paths = {task.key: record_path(stage, task, fingerprints[task.key]) for task in ordered}
     todo = [task for task in ordered if read_record(workspace, paths[task.key]) is None]
     for task in todo:
         workspace.remove(paths[task.key])
     if todo:
+        withdraw(workspace, stage)
         _run_tasks(workspace, stage, options, todo, paths, runner)
     records = {}
     for task in ordered:

@@ -8,8 +8,9 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.contamination import ContaminationOptions, Overlap, contamination_table
+from pipelines.contamination import ContaminationOptions, Overlap, contamination_table, example_overlap
 from pipelines.evaluation_sets import read_index
 from pipelines.options import build_options
 from pipelines.runner import RunnerOptions
@@ -30,8 +31,20 @@ def work_contamination(task: Task, context: Context) -> None:
         hits = read_part(workspace, PartFile.of(pair["contamination"]), ["hits"]).column("hits").combine_chunks()
         left = hits_left(hits, decided.column("cuts").combine_chunks())
         overlap.add(decisions.part, left, decided.column("keep").to_numpy())
-    table = contamination_table(read_index(workspace, evaluation), overlap, rule)
+    index = read_index(workspace, evaluation)
+    table = contamination_table(index, overlap, rule)
     _publish(context, "contamination.json", {"format": "webtext-contamination", "version": 1, "sets": table})
+    for name, records in dirty_records(example_overlap(index, overlap.documents)).items():
+        _publish(context, f"dirty-{name}.json", records)
+
+
+def dirty_records(examples: pa.Table) -> dict[str, list[int]]:
+    """For each set the record numbers (from 1) of its dirty examples: what `evaluate --dirty` splits scores by."""
+    found: dict[str, list[int]] = {name: [] for name in pc.unique(examples.column("set")).to_pylist()}
+    dirty = examples.filter(pc.equal(examples.column("status"), "dirty"))
+    for name, record in zip(dirty.column("set").to_pylist(), dirty.column("record").to_pylist(), strict=True):
+        found[name].append(record)
+    return found
 
 
 def hits_left(hits: pa.ListArray, cuts: pa.ListArray) -> pa.ListArray:
@@ -66,7 +79,7 @@ def _publish(context: Context, name: str, body: Json) -> None:
     context.keep("files", PartFile(name, f"corpus/{name}", 0, len(data), sha256, sha256))
 
 
-CONTAMINATION = Stage("corpus/contamination", 2, work_contamination, ("numpy",), {"files": "corpus/files"})
+CONTAMINATION = Stage("corpus/contamination", 3, work_contamination, ("numpy",), {"files": "corpus/files"})
 DUPLICATES = Stage("corpus/duplicates", 1, work_duplicates, (), {"files": "corpus/files"})
 
 

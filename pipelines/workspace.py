@@ -41,6 +41,7 @@ ROW_GROUP = 4096
 MANIFEST = "manifest.json"
 STATE = ".state"
 """Folder of commit records and leases: what a build needs to resume, nothing a reader of results needs."""
+SCRATCH = f"{STATE}/scratch"
 
 
 class WorkspaceError(Exception):
@@ -268,7 +269,7 @@ class Workspace:
         """A local folder for unfinished files, on the workspace's own disk when that is local (so rename works)."""
         filesystem, root = self._root()
         if isinstance(filesystem, pafs.LocalFileSystem):
-            folder = Path(root) / STATE / "scratch"
+            folder = Path(root) / SCRATCH
         else:
             folder = Path(tempfile.gettempdir()) / "webtext-scratch"
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,21 +11,28 @@ import hashlib
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.warc_writer import Capture, capture_records, warcinfo_record
+from pipelines.workspace import STATE, Workspace, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTURED = 1_500_000_000  # July 2017
 PUBLIC = ("links", "documents", "pages", "evaluation", "wikipedia", "annotations", "corpus", "tokenizer", "shards")
 """The folders of a workspace that equal builds must make equal, every file of them."""
+
+NAMED_BY_CONTENT = re.compile(r"\.[0-9a-f]{16}\.\w+$")
+LATER = ("texts/d.jsonl", "archives/two.warc.gz", "dumps/RS_2017-02")
+"""Inputs that the smaller world lacks."""
 
 SUBJECTS = "farmer teacher river council engine painter village doctor sailor printer garden captain".split()
 VERBS = "carried described followed crossed repaired measured ignored praised painted answered".split()
@@ -97,7 +104,8 @@ def dump(articles: Mapping[str, str]) -> bytes:
         f"<format>text/x-wiki</format><text xml:space='preserve'>{text}</text></revision></page>"
         for i, (title, text) in enumerate(articles.items(), 1)
     )
-    body = f"<mediawiki xmlns='http://www.mediawiki.org/xml/export-0.11/' version='0.11' xml:lang='en'>{pages}</mediawiki>"
+    namespace = "http://www.mediawiki.org/xml/export-0.11/"
+    body = f"<mediawiki xmlns='{namespace}' version='0.11' xml:lang='en'>{pages}</mediawiki>"
     return bz2.compress(body.encode())
 
 
@@ -147,6 +155,16 @@ class World:
         path = self.folder / name
         path.write_text(yaml.safe_dump({k: v for k, v in body.items() if v is not None}, sort_keys=False))
         return path
+
+
+def copied(world: World, folder: Path, without: tuple[str, ...] = ()) -> World:
+    """The world's inputs again, in another folder, with other file times."""
+    for path in sorted(world.folder.rglob("*"), reverse=True):
+        name = str(path.relative_to(world.folder))
+        if path.is_file() and name not in without and not name.endswith(".yaml"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+    return World(folder)
 
 
 def make_world(folder: Path, documents: int = 240) -> World:
@@ -230,8 +248,33 @@ def hashes(workspace: Path, folders: Sequence[str] = PUBLIC) -> dict[str, str]:
 
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """Paths that two hashings do not share with equal content."""
-    return sorted(f"{p} ({'changed' if p in one and p in other else 'only in one'})" for p in one.keys() | other.keys()
-                  if one.get(p) != other.get(p))  # fmt: skip
+    return sorted(
+        f"{path} ({'changed' if path in one and path in other else 'only in one'})"
+        for path in one.keys() | other.keys()
+        if one.get(path) != other.get(path)
+    )
+
+
+def stamps(workspace: Path) -> dict[str, tuple[int, int]]:
+    """(inode, mtime) of every file whose name tells its content: what is not rewritten keeps both."""
+    return {
+        str(path.relative_to(workspace)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in workspace.rglob("*")
+        if NAMED_BY_CONTENT.search(path.name) and ".state" not in path.parts
+    }
+
+
+def disbelieved(workspace: Path) -> list[str]:
+    """Files that some manifest names and that are not there byte for byte; manifests that cannot be read."""
+    opened = Workspace.open(workspace)
+    found = []
+    for path in opened.list(f"{STATE}/manifests"):
+        manifest = read_manifest(opened, path.removeprefix(f"{STATE}/manifests/").removesuffix(".json"))
+        for file in (file for files in manifest.tables.values() for file in files) if manifest else ():
+            here = workspace / file.path
+            if not here.exists() or hashlib.sha256(here.read_bytes()).hexdigest() != file.sha256:
+                found.append(file.path)
+    return found
 
 
 def webtext(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -258,18 +301,21 @@ def build(recipe: Path, workspace: Path, *more: str) -> None:
 class Tools:
     """What the build tests share; a fixture, because test folders are no packages."""
 
-    make_world: Callable[..., World]
-    hashes: Callable[..., dict[str, str]]
-    differences: Callable[..., list[str]]
-    webtext: Callable[..., subprocess.CompletedProcess[str]]
-    build: Callable[..., None]
-    plants: Mapping[str, str]
-    root: Path
+    hashes: Callable[..., dict[str, str]] = hashes
+    differences: Callable[..., list[str]] = differences
+    stamps: Callable[..., dict[str, tuple[int, int]]] = stamps
+    disbelieved: Callable[..., list[str]] = disbelieved
+    copied: Callable[..., World] = copied
+    webtext: Callable[..., subprocess.CompletedProcess[str]] = webtext
+    build: Callable[..., None] = build
+    plants: Mapping[str, str] = field(default_factory=lambda: PLANTS)
+    later: tuple[str, ...] = LATER
+    root: Path = ROOT
 
 
 @pytest.fixture(scope="session")
 def tools() -> Tools:
-    return Tools(make_world, hashes, differences, webtext, build, PLANTS, ROOT)
+    return Tools()
 
 
 @pytest.fixture(scope="session")
@@ -284,3 +330,12 @@ def built(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("built") / "workspace"
     build(world.recipe(), workspace)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def smaller(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
+    """The world without some of its inputs, and its finished workspace. Recipes may be added."""
+    folder = tmp_path_factory.mktemp("smaller")
+    part = copied(world, folder / "inputs", without=LATER)
+    build(part.recipe(), folder / "ws", "--until", "shards")
+    return part, folder / "ws"

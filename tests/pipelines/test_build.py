@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.build import STEPS
-from pipelines.workspace import PartFile, Workspace, read_manifest, read_part
-
-NAMED_BY_CONTENT = re.compile(r"\.[0-9a-f]{16}\.\w+$")
+from pipelines.workspace import Workspace, read_manifest, read_part
 
 ANOTHER_DAY = '''
 """Moves every clock that Python shows by 400 days; loaded by each process of the run."""
@@ -57,31 +54,12 @@ put(
 '''
 
 
-def stamps(workspace: Path) -> dict[str, tuple[int, int]]:
-    """(inode, mtime) of every file whose name tells its content: what is not rewritten keeps both."""
-    return {
-        str(path.relative_to(workspace)): (path.stat().st_ino, path.stat().st_mtime_ns)
-        for path in workspace.rglob("*")
-        if NAMED_BY_CONTENT.search(path.name) and ".state" not in path.parts
-    }
-
-
-def copied(world: Any, folder: Path, without: tuple[str, ...] = ()) -> Any:
-    """The world's inputs again, in another folder, with other file times."""
-    for path in sorted(world.folder.rglob("*"), reverse=True):
-        name = str(path.relative_to(world.folder))
-        if path.is_file() and name not in without and not name.endswith(".yaml"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
-    return type(world)(folder)
-
-
 def test_nothing_but_the_inputs_shapes_a_byte(world: Any, built: Path, tools: Any, tmp_path: Path) -> None:
-    """Two workers for one, inputs named in another order and lying elsewhere, another hash seed, day, zone, tongue."""
+    """Two workers for one, inputs in another order and place, another hash seed, day, time zone and language."""
     clock = tmp_path / "clock"
     clock.mkdir()
     (clock / "sitecustomize.py").write_text(ANOTHER_DAY)
-    moved = copied(world, tmp_path / "a folder of another name" / "in")
+    moved = tools.copied(world, tmp_path / "a folder of another name" / "in")
     recipe = moved.recipe(
         inputs={
             "texts": ["texts/d.jsonl", "texts/b.jsonl", "texts/c.jsonl", "texts/a.jsonl"],
@@ -131,37 +109,25 @@ def test_every_planted_document_comes_to_its_end(built: Path, tools: Any) -> Non
 def test_a_second_build_does_nothing(world: Any, built: Path, tools: Any, tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     shutil.copytree(built, workspace)
-    before = stamps(workspace), tools.hashes(workspace)
+    before = tools.stamps(workspace), tools.hashes(workspace)
     tools.build(world.recipe(), workspace, "--until", "shards")
-    assert (stamps(workspace), tools.hashes(workspace)) == before
-
-
-LATER = ("texts/d.jsonl", "archives/two.warc.gz", "dumps/RS_2017-02")
-
-
-@pytest.fixture(scope="module")
-def smaller(world: Any, tools: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """The world without some of its inputs, and its finished workspace; tests may change both copies."""
-    folder = tmp_path_factory.mktemp("smaller")
-    part = copied(world, folder / "inputs", without=LATER)
-    tools.build(part.recipe(), folder / "ws", "--until", "shards")
-    return part, folder / "ws"
+    assert (tools.stamps(workspace), tools.hashes(workspace)) == before
 
 
 def test_added_and_removed_inputs_touch_only_what_changed(
     world: Any, built: Path, smaller: tuple[Any, Path], tools: Any, tmp_path: Path
 ) -> None:
     _, finished = smaller
-    part = copied(smaller[0], tmp_path / "inputs")
+    part = tools.copied(smaller[0], tmp_path / "inputs")
     workspace = tmp_path / "ws"
     shutil.copytree(finished, workspace)
-    fewer, before = tools.hashes(workspace), stamps(workspace)
+    fewer, before = tools.hashes(workspace), tools.stamps(workspace)
 
-    for name in LATER:
+    for name in tools.later:
         shutil.copyfile(world.folder / name, part.folder / name)
     tools.build(part.recipe(), workspace, "--until", "shards")
     assert tools.differences(tools.hashes(built), tools.hashes(workspace)) == []
-    after = stamps(workspace)
+    after = tools.stamps(workspace)
     rewritten = [path for path, stamp in before.items() if path in after and after[path] != stamp]
     assert rewritten == []
     for kept in (
@@ -175,11 +141,11 @@ def test_added_and_removed_inputs_touch_only_what_changed(
         assert stood, kept
         assert stood <= after.keys(), kept
 
-    for name in LATER:
+    for name in tools.later:
         (part.folder / name).unlink()
     tools.build(part.recipe(), workspace, "--until", "shards")
     assert tools.differences(fewer, tools.hashes(workspace)) == []
-    back = stamps(workspace)
+    back = tools.stamps(workspace)
     assert [p for p, stamp in after.items() if p in back and back[p] != stamp] == []
 
 
@@ -215,13 +181,11 @@ def test_a_changed_threshold_opens_no_document(
     part, finished = smaller
     workspace = tmp_path / "ws"
     shutil.copytree(finished, workspace)
-    before = {p: s for p, s in stamps(workspace).items() if not p.startswith(("corpus", "tokenizer", "shards"))}
+    before = {p: s for p, s in tools.stamps(workspace).items() if not p.startswith(("corpus", "tokenizer", "shards"))}
     manifests = tools.hashes(workspace, ("documents", "annotations", "links", "evaluation", "wikipedia", "pages"))
     rules = ["linked", "language", "quality", "wikipedia", "duplicates", "contamination"]
-    recipe = part.recipe(
-        "strict.yaml",
-        corpus={"rules": rules, "contamination": "report", "quality": {"min_words": 150}, "duplicates": {"similarity": 1.0}},
-    )  # fmt: skip
+    strict = {"quality": {"min_words": 150}, "duplicates": {"similarity": 1.0}}
+    recipe = part.recipe("strict.yaml", corpus={"rules": rules, "contamination": "report", **strict})
     opened: list[str] = []
     open_input = Workspace.open_input
 
@@ -235,7 +199,7 @@ def test_a_changed_threshold_opens_no_document(
     parts = [path for path in opened if path.endswith(".parquet")]
     assert any(path.startswith("annotations/quality/") for path in parts), "the spy saw nothing"
     assert [path for path in parts if path.startswith("documents/")] == []
-    after = stamps(workspace)
+    after = tools.stamps(workspace)
     assert {path: after.get(path) for path in before} == before
     assert manifests == tools.hashes(
         workspace, ("documents", "annotations", "links", "evaluation", "wikipedia", "pages")
@@ -249,8 +213,12 @@ def test_a_changed_threshold_opens_no_document(
 def test_a_limit_reads_the_beginning_of_each_input(smaller: tuple[Any, Path], tools: Any, tmp_path: Path) -> None:
     part, _ = smaller
     recipe = part.recipe(
-        "texts.yaml", inputs={"texts": ["texts/*.jsonl"]}, evaluation=None, corpus=None, tokenizer={"bpe": {"vocab_size": 300}}
-    )  # fmt: skip
+        "texts.yaml",
+        inputs={"texts": ["texts/*.jsonl"]},
+        evaluation=None,
+        corpus=None,
+        tokenizer={"bpe": {"vocab_size": 300}},
+    )
     workspace = tmp_path / "ws"
     tools.build(recipe, workspace, "--limit", "5", "--until", "documents")
     documents = read_manifest(Workspace.open(workspace), "documents")
@@ -269,8 +237,12 @@ def test_until_stops_after_each_step_and_subcommands_are_the_same(
 
     part, _ = smaller
     recipe = part.recipe(
-        "steps.yaml", inputs={"texts": ["texts/a.jsonl"]}, evaluation=None, corpus=None, tokenizer={"bpe": {"vocab_size": 300}}
-    )  # fmt: skip
+        "steps.yaml",
+        inputs={"texts": ["texts/a.jsonl"]},
+        evaluation=None,
+        corpus=None,
+        tokenizer={"bpe": {"vocab_size": 300}},
+    )
     first = {
         "documents": "documents", "annotations": "annotations/quality", "corpus": "corpus",
         "tokenizer": "tokenizer", "shards": "shards/written",
@@ -286,17 +258,13 @@ def test_until_stops_after_each_step_and_subcommands_are_the_same(
     assert (workspace / "report" / "index.html").exists()
 
 
-def test_parts_are_what_their_manifests_say(built: Path, tools: Any) -> None:
-    import hashlib
-
+def test_manifests_name_every_part_and_no_other(built: Path, tools: Any) -> None:
     workspace = Workspace.open(built)
-    named: list[PartFile] = []
+    named: set[str] = set()
     for path in workspace.list(".state/manifests"):
         manifest = read_manifest(workspace, path.removeprefix(".state/manifests/").removesuffix(".json"))
         assert manifest is not None, path
-        named += [file for files in manifest.tables.values() for file in files]
-    for file in named:
-        data = workspace.read(file.path)
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
-    public = {p for p in tools.hashes(built) if NAMED_BY_CONTENT.search(p)}
-    assert public == {file.path for file in named if NAMED_BY_CONTENT.search(file.path)}
+        named |= {file.path for files in manifest.tables.values() for file in files}
+    assert tools.disbelieved(built) == []
+    assert set(tools.stamps(built)) <= named
+    assert {path for path in named if path.endswith((".parquet", ".arrow"))} == set(tools.stamps(built))
