@@ -154,7 +154,7 @@ def _corpus_texts(workspace: Workspace) -> list[str]:
 
 def check_lines(checks: Sequence[Check]) -> list[str]:
     """The checks for a terminal."""
-    width = max(len(check.planted) for check in checks)
+    width = max((len(check.planted) for check in checks), default=0)
     return [
         f"{'caught' if check.caught else 'MISSED':6}  {check.planted:{width}}  {check.found}"
         + ("" if check.caught else f"  (expected {check.expected}; {check.url})")
@@ -198,6 +198,10 @@ def run_demo(folder: Path, runner: RunnerOptions, as_json: bool = False, quiet: 
     }
     if as_json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
+    elif quiet:
+        print(
+            "\n".join(check_lines([c for c in checks if not c.caught])), end="\n" if missed else "", file=sys.stderr
+        )
     else:
         print("\n".join(funnel_lines(workspace)))
         print()
