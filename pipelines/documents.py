@@ -195,6 +195,7 @@ def _read_archive(task: Task, context: Context, stream: BinaryIO, parts: _Parts)
             context.problem(item.input, item.reason, item.offset, item.detail)
             continue
         context.count("records", "in")
+        context.progress(task.key, stream.tell())
         if isinstance(item, Rejected):
             context.count("records", item.reason)
             if item.listed:

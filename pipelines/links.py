@@ -325,7 +325,9 @@ def submissions(task: Task, context: Context) -> None:
         nonlocal broken
         with _open(path) as raw, open_stream(raw, name) as stream:
             try:
-                yield from itertools.islice(read_submissions(stream), task.inputs.get("limit"))
+                for row in itertools.islice(read_submissions(stream), task.inputs.get("limit")):
+                    context.progress(task.key, stream.consumed)
+                    yield row
             except BrokenStream as error:
                 broken = True
                 context.problem(name, error.reason, error.offset, str(error))

@@ -80,6 +80,7 @@ class Context:
         self._ledgers: dict[str, Counter[str]] = defaultdict(Counter)
         self._problems: list[Problem] = []
         self._figures: dict[str, Json] = {}
+        self._told = time.monotonic()
 
     def write(
         self,
@@ -111,6 +112,16 @@ class Context:
     def figure(self, name: str, value: Json) -> None:
         """Note a number about this task; the manifest lists them by task key."""
         self._figures[name] = value
+
+    def progress(self, key: str, done: int) -> None:
+        """Say how many bytes of a task's weight are done; shown while a long task runs, and nothing else."""
+        now = time.monotonic()
+        if now - self._told < 1.0 or not self.workspace.is_local:
+            return
+        self._told = now
+        path = self.workspace.local_path(f"{STATE}/progress/{self._stage.name}/{key}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(int(done)))
 
     def record(self) -> dict[str, Json]:
         return {
@@ -386,16 +397,30 @@ def _run_tasks(
         )
 
     clear_failure(workspace, stage)
-    weights = {paths[task.key]: task.weight for task in todo}
+    weights = {task.key: task.weight for task in todo}
 
     def done() -> int:
-        return sum(weight for path, weight in weights.items() if workspace.exists(path))
+        return sum(
+            weight if workspace.exists(paths[key]) else min(weight, _told(workspace, stage, key))
+            for key, weight in weights.items()
+        )
 
     try:
         with Progress(stage.name, sum(weights.values()), done):
             run_pipeline(construct, runner, stage.name.replace("/", "-"))
+        workspace.remove_directory(f"{STATE}/progress/{stage.name}")
     except Exception as error:
         raise explain_failure(workspace, stage, error) from error
+
+
+def _told(workspace: Workspace, stage: Stage, key: str) -> int:
+    """What an unfinished task last said of its progress, 0 when nothing (or half a number) is there."""
+    if not workspace.is_local:
+        return 0
+    try:
+        return int(workspace.local_path(f"{STATE}/progress/{stage.name}/{key}").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def annotation_tasks(

@@ -160,7 +160,9 @@ def _pages(task: Task, context: Context, site: Site) -> Iterator[Page]:
     name = task.inputs["name"]
     with open(task.where["path"], "rb") as raw, open_stream(raw, name) as stream:
         try:
-            yield from read_dump(cast(BinaryIO, stream), name, site)
+            for page in read_dump(cast(BinaryIO, stream), name, site):
+                context.progress(task.key, raw.tell())
+                yield page
         except BrokenStream as broken:
             context.problem(name, broken.reason, broken.offset)
         except BrokenDump as broken:
