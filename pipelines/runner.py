@@ -145,7 +145,16 @@ def _register_environment() -> Any:
                     code = self._process.exitcode
                     how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
                     _deaths.append(f"worker process {self._process.pid} died ({how})")
-                    self.control_conn.abort(RunError(_deaths[-1]))
+                    self._fail(RunError(_deaths[-1]))
+
+            def _fail(self, error: RunError) -> None:
+                """End every wait for a dead worker: for data, which it may never have connected for, and for
+                answers, also to what is asked of it only now."""
+                self.data_conn._exception = error
+                while not self._stopping:
+                    for answer in list(self.control_conn._futures_by_id.values()):
+                        answer.abort(error)
+                    time.sleep(0.1)
 
             def close(self) -> None:
                 self._stopping = True
