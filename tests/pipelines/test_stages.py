@@ -244,3 +244,29 @@ def test_partitions_follow_bytes() -> None:
     assert [partition_count(n << 20) for n in (0, 1, 64, 65, 129, 1 << 20)] == [1, 1, 1, 2, 4, 1 << 14]
     with pytest.raises(ValueError, match="uint64"):
         Exchange(pa.schema([("key", pa.string())]), "key", ("key",), send, receive)
+
+
+def test_another_beam_runner_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Beam's portable job service over gRPC instead of the embedded runner; options pass through."""
+    portable = RunnerOptions("PortableRunner", passthrough=("--job_endpoint=embed", "--environment_type=LOOPBACK"))
+    results = []
+    for name, runner in (("embedded", ONE), ("portable", portable)):
+        workspace = Workspace.open(tmp_path / name, create=True)
+        rows = run_stage(workspace, ROWS_STAGE, Options(), tasks(range(3)), runner)
+        grouped = run_exchange(workspace, GROUPED, None, EXCHANGE, senders(rows), runner, total_bytes=200 << 20)
+        results.append((rows, grouped))
+    assert results[0] == results[1]
+
+
+def test_a_long_task_tells_how_far_it_is(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.5, 2.0, 2.5, 4.0])
+    monkeypatch.setattr("pipelines.stages.time.monotonic", lambda: next(clock))
+    context = Context(workspace, ROWS_STAGE, None)
+    told = workspace.local_path(".state/progress/rows/t0")
+    context.progress("t0", 10)
+    assert not told.exists()
+    context.progress("t0", 20)
+    context.progress("t0", 30)
+    assert told.read_text() == "20"
+    context.progress("t0", 40)
+    assert told.read_text() == "40"
