@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("new", "write a small commented recipe", _new)
     sub.add_argument("recipe", nargs="?", default="recipe.yaml", help="where to write it (default: %(default)s)")
+
+    sub = command("options", "list every option of a recipe with its type, default and meaning", _options)
+    sub.add_argument("section", nargs="?", default="", help="only this section, such as links or corpus.quality")
 
     sub = command(
         "build", "run all corpus stages of a recipe; resumes what was cut off, redoes what is stale", _build
@@ -137,6 +141,19 @@ def _new(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"{path} exists; name another file")
     path.write_text(TEMPLATE, encoding="utf-8")
     print(f"wrote {path}: name your inputs in it, then `webtext build {path} --workspace DIR`")
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> int:
+    from pipelines.options import RecipeError, describe_options
+    from pipelines.recipe import Recipe
+
+    blocks = "\n".join(describe_options(Recipe)).split("\n\n")
+    wanted = arguments.section
+    chosen = [block for block in blocks if not wanted or re.match(rf"{re.escape(wanted)}[.:\[]", block)]
+    if not chosen:
+        raise RecipeError(f"there is no section {wanted}; `webtext options` lists them all")
+    print("\n\n".join(chosen).strip())
     return 0
 
 

@@ -103,3 +103,49 @@ def _named(kind: Any) -> str:
 
 def _shown(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:60]!r}" if value is not None else "nothing"
+
+
+def describe_options(kind: type[Any], path: str = "") -> list[str]:
+    """Every option of a dataclass, a line each, `path: type = default`; a section begins with its docstring."""
+    lines: list[str] = []
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = f"{path}.{field.name}" if path else field.name
+        inner = _dataclass_in(hints[field.name])
+        if inner is None:
+            lines.append(f"{name}: {_type_name(hints[field.name])} = {_default(field)}")
+            continue
+        many = get_origin(hints[field.name]) is tuple
+        lines += ["", f"{name}{'[]' if many else ''}:"]
+        lines += [f"    # {line.strip()}" for line in (inner.__doc__ or "").strip().splitlines()]
+        lines += describe_options(inner, f"{name}[]" if many else name)
+    return lines
+
+
+def _dataclass_in(kind: Any) -> type[Any] | None:
+    """The dataclass that a field's type is, or may be, or is a tuple of."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return kind
+    return next((found for part in get_args(kind) if (found := _dataclass_in(part)) is not None), None)
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"list of {_type_name(get_args(kind)[0])}"
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(kind, str(kind))
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        return "(required)"
+    value = field.default if field.default is not dataclasses.MISSING else None
+    if value is None and field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if isinstance(value, tuple):
+        more = f", … {len(value)} in all" if len(value) > 12 else ""
+        return f"[{', '.join(map(str, value[:12]))}{more}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "(none)" if value in ("", None) else str(value)

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from pipelines.inputs import digest_inputs, find_inputs
-from pipelines.options import RecipeError, build_options
+from pipelines.options import RecipeError, build_options, describe_options
 from pipelines.workspace import Workspace
 
 
@@ -93,3 +93,22 @@ def test_digests_follow_content_not_place(tmp_path: Path) -> None:
     assert len(set(digests.values())) == 1
     Path(files[0].path).write_text("other")
     assert len(set(digest_inputs(workspace, files).values())) == 2
+
+
+def test_every_option_is_described_with_its_type_and_default() -> None:
+    lines = describe_options(Outer)
+    assert {
+        "name: text = (required)",
+        "mode: fast | slow = fast",
+        "files: list of text = []",
+        "inner.size: whole number = 3",
+        "several[].share: number = 0.5",
+        "flag: true or false = false",
+    } <= set(lines)
+
+
+def test_every_option_of_a_recipe_can_be_written_down_and_read_back() -> None:
+    from pipelines.recipe import parse_recipe, recipe_yaml
+
+    recipe = parse_recipe("inputs: {texts: [a.jsonl]}\nfetch:\n", "recipe.yaml")
+    assert parse_recipe(recipe_yaml(recipe), "again") == recipe
