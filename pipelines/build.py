@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,17 +47,21 @@ def remember(
     workspace: Workspace, recipe: Recipe, inputs: ResolvedInputs, digests: Mapping[str, str], base: Path, limit: int
 ) -> None:
     """Keep the resolved recipe and the inputs' fingerprints in the workspace."""
+
+    def whole(path: str) -> str:
+        return str(base / os.path.expanduser(path))
+
     fixed = dataclasses.replace(
         recipe,
         inputs=dataclasses.replace(
             recipe.inputs,
             **{
-                name: tuple(str(base / p) for p in getattr(recipe.inputs, name))
+                name: tuple(whole(p) for p in getattr(recipe.inputs, name))
                 for name in ("links", "archives", "texts", "wikipedia")
             },
         ),
         evaluation=tuple(
-            dataclasses.replace(e, path=str(base / e.path), train=str(base / e.train) if e.train else "")
+            dataclasses.replace(e, path=whole(e.path), train=whole(e.train) if e.train else "")
             for e in recipe.evaluation
         ),
     )
