@@ -105,12 +105,13 @@ def parse_recipe(text: str, where: str) -> Recipe:
         )
     try:
         body = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{where} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2017-13-01
+        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(body, Mapping):
         raise RecipeError(f"{where} must be a mapping of sections; `webtext new` writes one to start from")
-    if "corpus" not in body or "rules" not in (body["corpus"] or {}):
-        body = {**body, "corpus": {**(body.get("corpus") or {}), "rules": list(default_rules(body))}}
+    corpus = body.get("corpus") or {}
+    if isinstance(corpus, Mapping) and "rules" not in corpus:
+        body = {**body, "corpus": {**corpus, "rules": list(default_rules(body))}}
     try:
         return build_options(Recipe, body, "recipe")
     except RecipeError as error:
@@ -155,7 +156,7 @@ def resolve_inputs(recipe: Recipe, base: Path) -> ResolvedInputs:
 
 TEMPLATE = """\
 # A recipe for `webtext build`. Paths are relative to this file; patterns such as dumps/RS_*.zst work.
-# Every option not named here has a default; `webtext options` lists them all.
+# Every option not named here has a default; a build writes them all out in recipe.yaml of its workspace.
 name: my-corpus
 
 inputs:
