@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.runner import RunnerOptions
-from pipelines.stages import NotCurrent
+from pipelines.stages import NotCurrent, StageError
 from pipelines.workspace import Json, Workspace, WorkspaceError, read_manifest
 
 FUNNEL = (
@@ -24,6 +24,22 @@ FUNNEL = (
     "shards/written",
 )
 """Stages in the order of the data."""
+
+RUNS = (
+    *FUNNEL[: FUNNEL.index("annotations/language")],
+    "annotations/links",
+    "annotations/language",
+    "annotations/quality",
+    "annotations/duplicates",
+    "wikipedia",
+    "annotations/wikipedia",
+    "evaluation",
+    "annotations/contamination",
+    "corpus",
+    "tokenizer",
+    "shards/written",
+)
+"""Stages in the order a build runs them; what they are made of ("corpus/keepers") runs within them."""
 
 TITLES = {
     "links/submissions": "link dumps",
@@ -73,13 +89,13 @@ def status(workspace: Workspace) -> list[dict[str, Json]]:
 
     Raises WorkspaceError when the workspace holds no recipe.
     """
-    stale_from = _first_stale(workspace)
+    current, left_out = _plan(workspace)
     rows: list[dict[str, Json]] = []
-    reached = False
     for stage in FUNNEL:
-        reached = reached or stage == stale_from or bool(stale_from and stale_from.startswith(f"{stage}/"))
         manifest = read_manifest(workspace, stage)
-        state = "missing" if manifest is None else "stale" if reached else "done"
+        if manifest is None and any(stage == name or stage.startswith(f"{name}/") for name in left_out):
+            continue
+        state = "missing" if manifest is None else "done" if RUNS.index(stage) < current else "stale"
         files = [file for table in manifest.tables.values() for file in table] if manifest else []
         rows.append(
             {
@@ -94,11 +110,19 @@ def status(workspace: Workspace) -> list[dict[str, Json]]:
     return rows
 
 
-def _first_stale(workspace: Workspace) -> str:
-    """The first stage that a build would run, "" when nothing would; asks the build itself, which runs nothing."""
+def _place(stage: str) -> int:
+    """Where a stage, or one that runs within it, stands among RUNS."""
+    return max((len(name), i) for i, name in enumerate(RUNS) if stage == name or stage.startswith(f"{name}/"))[1]
+
+
+def _plan(workspace: Workspace) -> tuple[int, list[str]]:
+    """How many stages of RUNS are current, and which ones the recipe has no use for.
+
+    Asks the build itself, with a runner that runs nothing.
+    """
     from pathlib import Path
 
-    from pipelines.build import Build
+    from pipelines.build import Build, unused
     from pipelines.inputs import digest_inputs
     from pipelines.recipe import parse_recipe, resolve_inputs
 
@@ -109,12 +133,15 @@ def _first_stale(workspace: Workspace) -> str:
     limit = int(workspace.read("limit.txt")) if workspace.exists("limit.txt") else 0
     plan = RunnerOptions(plan=True)
     build = Build(workspace, recipe, inputs, Path("/"), digest_inputs(workspace, inputs.all()), plan, limit)
+    left_out = [*unused(recipe, inputs), *(() if recipe.fetch else ("pages",))]
     try:
         for step in ("links", "pages", "documents", "annotations", "corpus", "tokenizer", "shards"):
             getattr(build, step)()
     except NotCurrent as first:
-        return first.stage
-    return ""
+        return _place(first.stage), left_out
+    except StageError:  # what is current goes as far as a build does: it would end here with this error
+        return (_place(list(build.made)[-1]) + 1 if build.made else 0), left_out
+    return len(RUNS), left_out
 
 
 def status_lines(rows: list[dict[str, Any]]) -> list[str]:
