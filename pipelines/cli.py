@@ -140,7 +140,8 @@ def _new(arguments: argparse.Namespace) -> int:
     if path.exists():
         raise RecipeError(f"{path} exists; name another file")
     path.write_text(TEMPLATE, encoding="utf-8")
-    print(f"wrote {path}: name your inputs in it, then `webtext build {path} --workspace DIR`")
+    if not arguments.quiet:
+        print(f"wrote {path}: name your inputs in it, then `webtext build {path} --workspace DIR`")
     return 0
 
 
@@ -224,7 +225,7 @@ def _report(arguments: argparse.Namespace) -> int:
     data = write_report(workspace)
     if arguments.json:
         _print_json(data)
-    else:
+    elif not arguments.quiet:
         print(f"{workspace.local_path('report/index.html')}")
     return 0
 
@@ -265,7 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if type(error).__name__ not in EXPECTED or getattr(parsed, "verbose", False):
+        expected = type(error).__name__ in EXPECTED or isinstance(error, OSError)  # OSError: no space, no permission
+        if not expected or getattr(parsed, "verbose", False):
             raise
         print(f"webtext: {error}", file=sys.stderr)
         return 2 if type(error).__name__ == "RecipeError" else 1
