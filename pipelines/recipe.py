@@ -156,7 +156,7 @@ def resolve_inputs(recipe: Recipe, base: Path) -> ResolvedInputs:
 
 TEMPLATE = """\
 # A recipe for `webtext build`. Paths are relative to this file; patterns such as dumps/RS_*.zst work.
-# Every option not named here has a default; a build writes them all out in recipe.yaml of its workspace.
+# Every option not named here has a default; `webtext options` lists them all.
 name: my-corpus
 
 inputs:
