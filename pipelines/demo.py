@@ -180,7 +180,7 @@ def run_demo(folder: Path, runner: RunnerOptions, as_json: bool = False, quiet: 
     shards, run = str(folder / "shards"), str(folder / "runs" / "demo")
     trained = _model(["train", shards, run, "--preset", "demo"], quiet)
     examination = [f"examination={folder / 'inputs' / 'examination.jsonl'}"]
-    dirty = [f"examination={folder / 'corpus' / 'dirty-examination.json'}"]
+    dirty = [f"examination={folder / 'corpus/contamination/dirty-examination.json'}"]
     scores = _model(["evaluate", run, "--shards", shards, "--lambada", *examination, "--dirty", *dirty], quiet)
     samples = _model(["generate", run, "--tokens", "60", "--temperature", "0.8", "--top-k", "40"], quiet)
     (folder / "runs" / "demo" / "samples.json").write_text(json.dumps(samples, indent=1), encoding="utf-8")

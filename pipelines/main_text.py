@@ -295,9 +295,7 @@ def _prepared_parser() -> Any:
     from dateutil.parser import parse  # type: ignore[import-untyped]  # no stubs are installed
     from lxml.html import HTMLParser
 
-    htmldate.extractors.dateutil_parse = partial(
-        parse, default=datetime(1, 1, 1)
-    )
+    htmldate.extractors.dateutil_parse = partial(parse, default=datetime(1, 1, 1))
     parser = HTMLParser(
         collect_ids=False,
         default_doctype=False,

@@ -35,7 +35,7 @@ def work_contamination(task: Task, context: Context) -> None:
     table = contamination_table(index, overlap, rule)
     _publish(context, "contamination.json", {"format": "webtext-contamination", "version": 1, "sets": table})
     for name, records in dirty_records(example_overlap(index, overlap.documents)).items():
-        _publish(context, f"dirty-{name}.json", records)
+        _publish(context, f"contamination/dirty-{name}.json", records, "dirty")
 
 
 def dirty_records(examples: pa.Table) -> dict[str, list[int]]:
@@ -72,15 +72,19 @@ def work_duplicates(task: Task, context: Context) -> None:
     _publish(context, "duplicates.json", body)
 
 
-def _publish(context: Context, name: str, body: Json) -> None:
+def _publish(context: Context, name: str, body: Json, table: str = "files") -> None:
     data = json.dumps(body, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
     sha256 = hashlib.sha256(data).hexdigest()
     context.workspace.write(f"corpus/{name}", data)
-    context.keep("files", PartFile(name, f"corpus/{name}", 0, len(data), sha256, sha256))
+    context.keep(table, PartFile(name, f"corpus/{name}", 0, len(data), sha256, sha256))
 
 
-CONTAMINATION = Stage("corpus/contamination", 3, work_contamination, ("numpy",), {"files": "corpus/files"})
-DUPLICATES = Stage("corpus/duplicates", 1, work_duplicates, (), {"files": "corpus/files"})
+# contamination.json and duplicates.json stand in corpus/ itself, which is swept with the decisions it belongs to.
+FILES = {"files": "corpus/files"}
+CONTAMINATION = Stage(
+    "corpus/contamination", 4, work_contamination, ("numpy",), FILES | {"dirty": "corpus/contamination"}
+)
+DUPLICATES = Stage("corpus/duplicates", 1, work_duplicates, (), FILES)
 
 
 def summarise(

@@ -37,10 +37,11 @@ def articles(shared: Path) -> dict[str, tuple[bytes, str]]:
     """url (without fragment) → (page, the article's text as people marked it)."""
     folder = shared / "data/html/scrapinghub"
     truth = json.loads((folder / "ground-truth.json").read_text(encoding="utf-8"))
-    return {
-        entry["url"].partition("#")[0]: (gzip.decompress((folder / "html" / f"{name}.html.gz").read_bytes()), entry["articleBody"])
-        for name, entry in truth.items()
-    }
+
+    def page(name: str) -> bytes:
+        return gzip.decompress((folder / "html" / f"{name}.html.gz").read_bytes())
+
+    return {e["url"].partition("#")[0]: (page(name), e["articleBody"]) for name, e in truth.items()}
 
 
 @pytest.fixture(scope="module")

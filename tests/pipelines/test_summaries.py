@@ -13,8 +13,11 @@ from pipelines.summaries import hits_left
 span = st.tuples(st.integers(0, 60), st.integers(1, 12))
 
 
+Spans = list[tuple[int, int]]
+
+
 @given(st.lists(st.tuples(st.lists(span, max_size=5), st.lists(span, max_size=4)), max_size=5))
-def test_a_hit_stays_unless_it_overlaps_a_cut(rows: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]]) -> None:
+def test_a_hit_stays_unless_it_overlaps_a_cut(rows: list[tuple[Spans, Spans]]) -> None:
     hits, cuts = [], []
     for found, spans in rows:
         hits.append([{"n": 8, "gram": i, "start": a, "end": a + n} for i, (a, n) in enumerate(sorted(found))])
