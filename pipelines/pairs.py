@@ -254,5 +254,5 @@ def columns_of(table: pa.Table, schema: pa.Schema) -> list[npt.NDArray[Any]]:
 
 
 def table_of(schema: pa.Schema, *columns: npt.NDArray[Any]) -> pa.Table:
-    arrays = [pa.array(c.astype(f.type.to_pandas_dtype(), copy=False)) for c, f in zip(columns, schema, strict=True)]
+    arrays = [pa.array(c).cast(f.type, safe=False) for c, f in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -145,7 +145,7 @@ def measure(texts: Sequence[str]) -> pa.RecordBatch:
         **_repetition(seen),
     }
     return pa.RecordBatch.from_arrays(
-        [pa.array(columns[f.name].astype(f.type.to_pandas_dtype())) for f in SCHEMA], schema=SCHEMA
+        [pa.array(columns[f.name]).cast(f.type, safe=False) for f in SCHEMA], schema=SCHEMA
     )
 
 
