@@ -192,6 +192,10 @@ def lines_of(text: str) -> list[str]:
     return [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
 
 
+def read_lines(path: str | Path) -> list[str]:
+    return lines_of(read_text(path))
+
+
 def encode(tokenizer: Any, text: str, vocab_size: int) -> Any:
     """The `tokenizers.Encoding` of a text, no special tokens. Raises ValueError on an id the model has no row for."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
@@ -286,8 +290,7 @@ def perplexity(
     batch_tokens: int = 8192,
 ) -> Row:
     """`text_summary` of a plain text file (.gz too) under the model; `text_rows` says how it is cut into windows."""
-    lines = lines_of(read_text(path))
-    return text_summary(text_rows(model, tokenizer, "".join(lines[:limit]), stride, batch_tokens))
+    return text_summary(text_rows(model, tokenizer, "".join(read_lines(path)[:limit]), stride, batch_tokens))
 
 
 # ------------------------------------------------------------------------------------------------------- LAMBADA
@@ -296,7 +299,7 @@ def perplexity(
 def read_lambada(path: str | Path) -> list[str]:
     """The passages of a JSON-lines file with a field `text`. Raises ValueError naming file and line."""
     texts = []
-    for i, line in enumerate(lines_of(read_text(path))):
+    for i, line in enumerate(read_lines(path)):
         try:
             text = json.loads(line)["text"]
             if not isinstance(text, str) or not text.strip():
@@ -381,15 +384,30 @@ def by_subset(rows: Sequence[Row], dirty: set[int] | None, summary: Any) -> Row:
     return out
 
 
+def read_set(path: str, texts: Sequence[str], limit: int | None) -> list[str]:
+    """The first `limit` lines or passages of a set. Raises ValueError if there is nothing in them to score."""
+    kept = list(texts[:limit])
+    if not any(text.strip() for text in kept):
+        where = "it is empty" if limit is None else f"its first {limit} lines are empty"
+        raise ValueError(f"{path}: {where}, nothing to score; name the file that holds the set")
+    return kept
+
+
 def evaluate(options: EvaluateOptions) -> Row:
     """Score a checkpoint on everything the options name, write evaluation.json, and return what it holds.
 
-    Raises ValueError (CheckpointError, ShardError) naming the file that is missing, damaged or not what it should be.
+    Every set is read before the first is scored, and evaluation.json is written when all are: what fails leaves the
+    one that was there. Raises ValueError (CheckpointError, ShardError) naming the file that is missing, empty,
+    damaged or not what it should be.
     """
     checkpoint = open_checkpoint(options.checkpoint, options.best)
     model = load_model(checkpoint, str(choose_device(options.device, options.threads)))
     tokenizer = load_tokenizer(checkpoint)
     dirty = {name: read_dirty(path) for name, path in map(named_file, options.dirty)}
+    texts, passages = (
+        [(name, path, read_set(path, read(path), options.limit)) for name, path in map(named_file, files)]
+        for files, read in ((options.text, read_lines), (options.lambada, read_lambada))
+    )
     result = heading(checkpoint)
     if options.shards:
         stream = open_stream(options.shards, "validation")
@@ -401,15 +419,14 @@ def evaluate(options: EvaluateOptions) -> Row:
         }
     sets: dict[str, Row] = {}
     result["sets"] = sets
-    for name, path in map(named_file, options.text):
-        text = "".join(lines_of(read_text(path))[: options.limit])
-        rows = text_rows(model, tokenizer, text, options.stride, options.batch_tokens)
+    for name, path, lines in texts:
+        rows = text_rows(model, tokenizer, "".join(lines), options.stride, options.batch_tokens)
         stride = options.stride or model.config.n_ctx
         how = {"task": "perplexity", "window": model.config.n_ctx, "stride": stride, **source(path, options.limit)}
         sets[name] = {**how, **by_subset(rows, dirty.get(name), text_summary)}
         write_examples(options.examples, name, rows)
-    for name, path in map(named_file, options.lambada):
-        rows = lambada_rows(model, tokenizer, read_lambada(path)[: options.limit], options.batch_tokens)
+    for name, path, examples in passages:
+        rows = lambada_rows(model, tokenizer, examples, options.batch_tokens)
         how = {"task": "lambada", "stop_word_filter": False, **source(path, options.limit)}
         sets[name] = {**how, **by_subset(rows, dirty.get(name), lambada_summary)}
         write_examples(options.examples, name, rows)

@@ -119,6 +119,8 @@ class EvaluateOptions:
         check_choice(self, "device", Device)
         check_range(self, 1, ENDLESS, "stride", "limit", "batch_tokens")
         check_range(self, 0, ENDLESS, "threads")
+        if not (self.shards or self.text or self.lambada):
+            raise ValueError("there is nothing to evaluate: give shards, text or lambada, any number of them")
         sets = [name for name, _ in map(named_file, (*self.text, *self.lambada))]
         if len(set(sets)) < len(sets):
             raise ValueError(f"text and lambada name one set twice: {', '.join(sorted(sets))}")

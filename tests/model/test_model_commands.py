@@ -44,7 +44,9 @@ def test_every_option_has_a_flag_or_a_place() -> None:
         ("info", InfoOptions),
     ):
         required = [f.name for f in fields(kind) if f.default is MISSING]
-        assert options_of(kind, parser.parse_args([name, *required])) == kind(*required)
+        needed = {"shards": "s"} if kind is EvaluateOptions else {}  # which refuses to evaluate nothing
+        flags = [f"--{flag}={value}" for flag, value in needed.items()]
+        assert options_of(kind, parser.parse_args([name, *required, *flags])) == kind(*required, **needed)
         subparser = parser._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index]  # argparse internals
         assert {f"model_{f.name}" for f in fields(kind)} <= {action.dest for action in subparser._actions}
 
@@ -93,8 +95,10 @@ def test_train_evaluate_generate_info(corpus: Path, tmp_path: Path, capsys: pyte
 def test_errors_name_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tmp_path), str(tmp_path / "run")]) == 1
     assert "manifest.json: no such file" in capsys.readouterr().err
-    assert main(["evaluate", str(tmp_path / "nothing")]) == 1
+    assert main(["evaluate", str(tmp_path / "nothing"), "--shards", "s"]) == 1
     assert "neither a checkpoint nor a run" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "nothing")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
     assert main(["train", "s", "r", "--tokens", "5", "--steps", "5"]) == 1
     assert "only one of tokens, steps and epochs" in capsys.readouterr().err
     with pytest.raises(SystemExit):

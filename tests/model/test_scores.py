@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,28 @@ def test_evaluation_refuses_what_does_not_fit(trained: Path, tmp_path: Path) -> 
         evaluate(
             EvaluateOptions(str(trained), text=(f"a={tmp_path / 't.txt'}",), dirty=(f"a={tmp_path / 'd.json'}",))
         )
+
+
+@pytest.mark.parametrize("out", ["", "elsewhere.json"])
+def test_an_evaluation_of_nothing_is_refused_and_leaves_the_last_one(trained: Path, tmp_path: Path, out: str) -> None:
+    with pytest.raises(ValueError, match="nothing to evaluate: give shards, text or lambada"):
+        EvaluateOptions("c")
+    (tmp_path / "good.txt").write_text("the cat\n")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    (tmp_path / "late.txt").write_text("\n\nthe cat\n")
+    written = tmp_path / out if out else trained / "evaluation.json"
+    options = EvaluateOptions(str(trained), out=str(written), device="cpu", text=(f"good={tmp_path / 'good.txt'}",))
+    evaluate(options)
+    before = written.read_bytes()
+    assert b'"good"' in before
+    with pytest.raises(ValueError, match=r"empty\.jsonl: it is empty"):
+        evaluate(replace(options, lambada=(f"x={tmp_path / 'empty.jsonl'}",)))
+    with pytest.raises(ValueError, match=r"blank\.txt: it is empty"):
+        evaluate(replace(options, text=(f"x={tmp_path / 'blank.txt'}",)))
+    with pytest.raises(ValueError, match=r"late\.txt: its first 2 lines are empty"):
+        evaluate(replace(options, text=(f"x={tmp_path / 'late.txt'}",), limit=2))
+    assert written.read_bytes() == before
 
 
 def test_real_sets_are_scored(trained: Path, shared: Path) -> None:
