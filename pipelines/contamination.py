@@ -8,16 +8,21 @@ GPT-3, section 4: examples dirty and clean at N words).
 Candidates are found by 64-bit keys; each one is then compared word by word, so a hit is never an accident of hashing.
 Examples too short to hold an n-gram are counted as short, neither dirty nor clean.
 
+An n-gram counts for cutting and dropping if it has `cut_ngram` words (GPT-3, appendix C), or the N words of a set
+that holds it (section 4: what makes an example dirty). With `cut_ngram` alone, a set of short examples (questions,
+headlines; N of 8 to 12) would be called dirty and never be cut.
+
 The cut follows the paper, not lm-eval's Janitor, where they differ: an n-gram in more than `max_documents` kept
-documents is common language and is ignored; windows of `window` characters on each side are merged before anything is
-counted, so one long quotation is one cut; pieces are counted, not hits.
+documents is common language and is ignored (so an example may stay dirty after the cut); windows of `window`
+characters on each side are merged before anything is counted, so one long quotation is one cut; pieces are counted,
+not hits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +42,7 @@ class ContaminationOptions(IndexOptions):
     """What is indexed (IndexOptions) and the rules of the view, which need no new scan.
 
     max_documents, window (characters on each side), min_piece (characters), max_pieces: GPT-3, appendix C, over
-    n-grams of `cut_ngram` words.
+    n-grams of `cut_ngram` words and those of its own N words that a set holds.
     """
 
     cut_ngram: int = field(default=13, metadata=ELSEWHERE)
@@ -211,12 +216,48 @@ def document_frequency(parts: Iterable[tuple[pa.Array | pa.ChunkedArray, npt.NDA
     return overlap.documents
 
 
-def counted_hits(hits: pa.Array, row: int, frequency: I64, options: ContaminationOptions) -> tuple[I64, I64]:
-    """Starts and ends of a document's hits that count for cutting: of `cut_ngram` words, in at most `max_documents`
-    kept documents."""
+def decisive_grams(
+    sizes: npt.NDArray[np.uint8], own: npt.NDArray[np.uint8], occurrences: Iterable[pa.RecordBatch]
+) -> npt.NDArray[np.bool_]:
+    """Which n-grams have the N words of a set that holds them: bool[grams].
+
+    sizes: words of each n-gram; own: the N of each example's set; occurrences: batches of evaluation/occurrences. An
+    n-gram of 8 words counts for the sets whose N is 8, and not because another set, whose N is 13, holds it too.
+    """
+    decisive = np.zeros(len(sizes), bool)
+    for batch in occurrences:
+        gram, example = batch.column("gram").to_numpy(), batch.column("example").to_numpy()
+        decisive[gram[sizes[gram] == own[example]]] = True
+    return decisive
+
+
+def read_decisive(workspace: Workspace, index: Mapping[str, Json]) -> npt.NDArray[np.bool_]:
+    """`decisive_grams` of the index whose parts `decisive_inputs` names; occurrences are read batch by batch."""
+    examples, grams, occurrences = (PartFile.of(index[name]) for name in ("examples", "grams", "occurrences"))
+    sizes = read_part(workspace, grams, ["n"]).column("n").to_numpy()
+    own = read_part(workspace, examples, ["n"]).column("n").to_numpy()
+    return decisive_grams(sizes, own, iter_part(workspace, occurrences, ["gram", "example"]))
+
+
+def decisive_inputs(evaluation: Manifest) -> dict[str, Json]:
+    """What `read_decisive` depends on, as a task's input: the parts of the index's three tables."""
+    tables = {"examples": "", "grams": "grams", "occurrences": "occurrences"}
+    return {name: dataclasses.asdict(only_part(evaluation, table)) for name, table in tables.items()}
+
+
+def counted_hits(
+    hits: pa.Array,
+    row: int,
+    frequency: I64,
+    decisive: npt.NDArray[np.bool_],
+    options: ContaminationOptions,
+) -> tuple[I64, I64]:
+    """Starts and ends of a document's hits that count for cutting and dropping: n-grams of `cut_ngram` words, and
+    `decisive` ones (of their set's N words: they alone make its examples dirty, and a set whose examples are shorter
+    than `cut_ngram` has no others), both only if in at most `max_documents` kept documents."""
     values = hits[row].values
     n, gram, start, end = (values.field(i).to_numpy(zero_copy_only=False) for i in range(4))
-    some = (n == options.cut_ngram) & (frequency[gram] <= options.max_documents)
+    some = ((n == options.cut_ngram) | decisive[gram]) & (frequency[gram] <= options.max_documents)
     return start[some].astype(np.int64), end[some].astype(np.int64)
 
 

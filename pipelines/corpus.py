@@ -22,7 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contamination import ContaminationOptions, counted_hits, cut_spans, document_frequency
+from pipelines.contamination import (
+    ContaminationOptions,
+    counted_hits,
+    cut_spans,
+    decisive_inputs,
+    document_frequency,
+    read_decisive,
+)
 from pipelines.evaluation_sets import only_part
 from pipelines.options import build_options
 from pipelines.quality import QualityRule
@@ -114,7 +121,11 @@ DROPPED_SCHEMA = pa.schema(
     ]
 )
 FREQUENCY_SCHEMA = pa.schema(
-    [pa.field("gram", pa.uint32(), nullable=False), pa.field("documents", pa.int64(), nullable=False)]
+    [
+        pa.field("gram", pa.uint32(), nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
+        pa.field("decisive", pa.bool_(), nullable=False),  # has the N words of a set that holds it
+    ]
 )
 SPAN = pa.struct([pa.field("start", pa.uint32(), nullable=False), pa.field("end", pa.uint32(), nullable=False)])
 SCHEMA = pa.schema(
@@ -248,7 +259,8 @@ def surviving(survivors: pa.Table, dropped: pa.Table | None) -> np.ndarray:
 
 
 def work_frequencies(task: Task, context: Context) -> None:
-    """In how many surviving documents each evaluation n-gram stands: one task, over the rows that have hits."""
+    """In how many surviving documents each evaluation n-gram stands, and whether it makes an example of its set
+    dirty: one task, over the rows that have hits and the index."""
 
     def parts() -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
         for pair in task.inputs["parts"]:
@@ -259,11 +271,12 @@ def work_frequencies(task: Task, context: Context) -> None:
 
     frequency = document_frequency(parts(), int(task.inputs["grams"]))
     found = np.flatnonzero(frequency)
-    table = pa.table({"gram": found, "documents": frequency[found]}).cast(FREQUENCY_SCHEMA)
+    decisive = read_decisive(context.workspace, task.inputs["index"])[found]
+    table = pa.table({"gram": found, "documents": frequency[found], "decisive": decisive}).cast(FREQUENCY_SCHEMA)
     context.write("", "frequencies", table, FREQUENCY_SCHEMA)
 
 
-FREQUENCIES = Stage("corpus/frequencies", 1, work_frequencies)
+FREQUENCIES = Stage("corpus/frequencies", 2, work_frequencies)
 
 
 # Decisions.
@@ -300,18 +313,21 @@ def work_decisions(task: Task, context: Context) -> None:
 def _apply_contamination(
     task: Task, context: Context, reason: np.ndarray, detail: np.ndarray, cuts: list[list[tuple[int, int]]]
 ) -> None:
-    """Cut or drop, in place, among the documents that all other rules keep."""
+    """Cut or drop, in place, among the documents that all other rules keep, for the n-grams of `cut_ngram` words and
+    those of their set's own N: else no document would ever go for a set of shorter examples."""
     rule = build_options(ContaminationOptions, task.inputs["rule"], "contamination")
     counted = read_part(context.workspace, PartFile.of(task.inputs["frequencies"]))
     frequency = np.zeros(int(task.inputs["grams"]), np.int64)
     frequency[counted.column("gram").to_numpy()] = counted.column("documents").to_numpy()
+    decisive = np.zeros(len(frequency), bool)
+    decisive[counted.column("gram").to_numpy()] = counted.column("decisive").to_numpy()
     hits = _annotation(task, context, EVIDENCE["contamination"]).column("hits").combine_chunks()
     wanted = np.flatnonzero((reason == "") & (pc.list_value_length(hits).to_numpy(zero_copy_only=False) > 0))
     if not len(wanted):
         return
     texts = read_part(context.workspace, PartFile.of(task.inputs["documents"]), ["text"]).column("text")
     for row in wanted.tolist():
-        starts, ends = counted_hits(hits, row, frequency, rule)
+        starts, ends = counted_hits(hits, row, frequency, decisive, rule)
         if not len(starts):
             continue
         cut = cut_spans(texts[row].as_py(), starts.tolist(), ends.tolist(), rule)
@@ -377,7 +393,8 @@ def build_corpus(
     if "contamination" in options.rules:
         hits = evidence[EVIDENCE["contamination"]]
         counting = {"grams": only_part(annotations["evaluation"], "grams").rows}
-        frequencies = _frequencies(workspace, files, survivors, dropped, hits, counting, options, single)
+        asked = {**counting, "index": decisive_inputs(annotations["evaluation"])}
+        frequencies = _frequencies(workspace, files, survivors, dropped, hits, asked, options, single)
         counting["rule"] = dataclasses.asdict(contamination)
     tasks = []
     for file in files:

@@ -1,5 +1,6 @@
 """Contamination: planted n-grams are found everywhere, nothing else is, cuts and tables follow the papers' rules."""
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import ngrams
+from pipelines import ngrams, quality
 from pipelines.contamination import (
     CONTAMINATION,
     HITS,
@@ -23,10 +24,12 @@ from pipelines.contamination import (
     contamination_tasks,
     counted_hits,
     cut_spans,
+    decisive_grams,
     document_frequency,
     example_overlap,
     wilson,
 )
+from pipelines.corpus import CorpusOptions, build_corpus, kept_documents
 from pipelines.evaluation_sets import (
     EVALUATION,
     EvaluationSet,
@@ -38,7 +41,8 @@ from pipelines.evaluation_sets import (
     read_set,
 )
 from pipelines.ngrams import find_words, fold
-from pipelines.stages import Stage, Task, assemble, commit, perform, read_annotation, read_record
+from pipelines.runner import RunnerOptions
+from pipelines.stages import Stage, Task, annotation_tasks, assemble, commit, perform, read_annotation, read_record
 from pipelines.workspace import Manifest, Workspace, write_part
 
 OPTIONS = ContaminationOptions()
@@ -51,6 +55,11 @@ QUOTE = (
 def index_of(texts: list[str], options: ContaminationOptions = OPTIONS, name: str = "set") -> IndexTables:
     examples = [Example(str(i), i, 0, 0, text) for i, text in enumerate(texts, 1)]
     return index_examples([(EvaluationSet(name, "file"), examples, [])], options)
+
+
+def decisive_of(index: IndexTables) -> np.ndarray:
+    n = [table.column("n").to_numpy() for table in (index.grams, index.examples)]
+    return decisive_grams(*n, index.occurrences.to_batches(max_chunksize=7))
 
 
 def hits_of(index: IndexTables, texts: list[str]) -> list[list[dict[str, int]]]:
@@ -212,13 +221,81 @@ def test_common_ngrams_are_counted_over_kept_documents_and_ignored_when_cutting(
         (13, 13, 8),
     ):
         options = ContaminationOptions(max_documents=most)
-        assert len(counted_hits(hits, row, frequency, options)[0]) == expected, (row, most)
+        assert len(counted_hits(hits, row, frequency, decisive_of(index), options)[0]) == expected, (row, most)
     kept = everything.copy()
     kept[:8] = False
     fewer = document_frequency([(hits.slice(0, 5), kept[:5]), (hits.slice(5), kept[5:])], index.grams.num_rows)
     assert int(fewer.max()) == 5
     with pytest.raises(ValueError, match="14 rows of hits, but 3"):
         document_frequency([(hits, everything[:3])], index.grams.num_rows)
+
+
+def test_ngrams_of_a_sets_own_n_count_for_that_set_and_no_other() -> None:
+    rng = random.Random(8)
+    questions, articles = [filler(rng, 9) for _ in range(20)], [filler(rng, 40) for _ in range(20)]
+    articles[3] += " " + questions[5]
+    sets = [
+        (EvaluationSet(name, "file"), [Example(str(i), i, 0, 0, text) for i, text in enumerate(texts, 1)], [])
+        for name, texts in (("articles", articles), ("questions", questions))
+    ]
+    index = index_examples(sets, OPTIONS)
+    assert set(index.examples.column("n").to_pylist()) == {9, 13}
+    grams, decisive = index.grams.to_pylist(), decisive_of(index)
+    counted = {(g["n"], g["text"]) for g, some in zip(grams, decisive, strict=True) if some}
+    assert {text for n, text in counted if n == 9} == {fold(question) for question in questions}
+    assert {n for n, _ in counted} == {9, 13}
+    hits = GramIndex(index.grams).scan([questions[5], " ".join(articles[7].split()[:9]), articles[9]])
+    frequency = document_frequency([(hits, np.ones(3, bool))], index.grams.num_rows)
+    assert [len(counted_hits(hits, row, frequency, decisive, OPTIONS)[0]) for row in range(3)] == [1, 0, 28]
+
+
+@pytest.mark.parametrize("what", ["drop", "cut", "report"])
+def test_short_examples_are_dropped_and_cut_like_long_ones(tmp_path: Path, what: str) -> None:
+    """Each of 20 documents holds an example of ten words; two more are held by 12 documents, which spares them."""
+    rng = random.Random(5)
+    workspace = Workspace.open(tmp_path / "workspace", create=True)
+    examples = [filler(rng, 10) for _ in range(30)]
+    (tmp_path / "set").write_text("".join(f"{example}\n" for example in examples))
+    quoting = [f"{filler(rng, 90)} {examples[i % 15]} {filler(rng, 90)}" for i in range(20)]
+    common = [f"{filler(rng, 90)} {examples[20]} {examples[21]} {filler(rng, 9)}" for _ in range(12)]
+    texts = {"a": [*quoting[:12], filler(rng, 50)], "b": [*common, *quoting[12:]]}
+    documents = documents_of(workspace, texts)
+    ids = pa.schema([pa.field("doc_id", pa.string(), False)])
+    positions = [
+        write_part(workspace, "pages/positions", p, pa.table([[f"{p}{i}" for i in range(len(t))]], ids), ids)
+        for p, t in texts.items()
+    ]
+    documents = dataclasses.replace(documents, tables={**documents.tables, "positions": tuple(positions)})
+    one = EvaluationSet("short", str(tmp_path / "set"))
+    task = evaluation_task([one], tmp_path, {one.path: "0" * 64}, "evaluation")
+    evaluation = run(workspace, EVALUATION, OPTIONS, [task])
+    made = {
+        "evaluation": evaluation,
+        "annotations/quality": run(workspace, quality.STAGE, None, annotation_tasks(documents)),
+        "annotations/contamination": run(
+            workspace, CONTAMINATION, OPTIONS, contamination_tasks(documents, evaluation)
+        ),
+    }
+    options = CorpusOptions(rules=("contamination",), contamination=what)  # type: ignore[arg-type]
+    corpus = build_corpus(workspace, documents, made, options, OPTIONS, RunnerOptions(workers=1))
+    kept = [
+        text
+        for file, decisions in zip(documents.parts(), corpus.parts(), strict=True)
+        for batch in kept_documents(workspace, file, decisions, ["text"])
+        for text in batch.column("text").to_pylist()
+    ]
+    whole = [*texts["a"][12:], *common]
+    quotes = [text for text in kept if any(example in text for example in examples[:20])]
+    if what == "report":
+        assert kept == [*texts["a"], *texts["b"]]
+    elif what == "drop":
+        assert corpus.ledgers["documents"] == {"in": 33, "kept": 13, "contamination": 20}
+        assert kept == whole
+    else:
+        assert corpus.ledgers["documents"] == {"in": 33, "kept": 33}
+        assert [text for text in kept if text in {*texts["a"], *texts["b"]}] == whole
+        assert quotes == []
+        assert read_index(workspace, evaluation).examples.column("n").to_pylist() == [10] * 30
 
 
 def test_dirty_clean_and_short_examples_and_their_documents() -> None:
