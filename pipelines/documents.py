@@ -76,7 +76,8 @@ which mode made the text, "+truncated" where the page was cut; n_payload: bytes.
 REJECTED_SCHEMA = _schema(
     url=pa.string(), source=pa.string(), offset=pa.int64(), reason=pa.string(), detail=pa.string()
 )
-"""pages/rejected/: responses that look like pages, and own texts, that gave no document; in the input's order."""
+"""pages/rejected/: responses that look like pages, and own texts, that gave no document; in the input's order. url:
+canonical, as a reader looks it up; as the record has it where it has no canonical form."""
 
 MAX_REJECTED = 50_000
 """Rows of a pages/rejected part."""
@@ -119,7 +120,7 @@ class _Parts:
             self._write_rows()
 
     def reject(self, url: str, offset: int, reason: str, detail: str) -> None:
-        row = {"url": url, "source": self._source, "offset": offset, "reason": reason, "detail": detail[:500]}
+        row = {"url": identify(url)[0] or url, "source": self._source, "offset": offset, "reason": reason, "detail": detail[:500]}
         self._rejected.append({k: _storable(v) for k, v in row.items()})
         if len(self._rejected) >= MAX_REJECTED:
             self._write_rejected()
@@ -285,7 +286,7 @@ def make_documents(task: Task, context: Context) -> None:
 
 STAGE = Stage(
     "documents",
-    1,
+    2,
     make_documents,
     libraries=(
         "trafilatura",

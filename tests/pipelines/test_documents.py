@@ -31,6 +31,7 @@ from pipelines.extract import ExtractOptions, ExtractorError
 from pipelines.runner import RunnerOptions
 from pipelines.stages import Context, Task, check_ledgers
 from pipelines.texts import TextOptions
+from pipelines.why import life_of
 from pipelines.workspace import Manifest, PartFile, Workspace, part_id, read_part
 
 
@@ -242,6 +243,22 @@ def test_pages_without_text_are_listed_with_their_reason(tmp_path: Path) -> None
     assert deep.rows() == []
     file = read_part(deep.workspace, deep.files["rejected"][0])
     assert file.schema.remove_metadata() == REJECTED_SCHEMA
+
+
+def test_why_finds_a_rejected_page_in_any_spelling(tmp_path: Path) -> None:
+    empty, spelt = b"<html><body></body></html>", "https://WWW.Example.org/Gone/?b=1&a=2"
+    path = warc(tmp_path / "x.warc.gz", [(spelt, empty), ("https://[bad/", html("no address"))])
+    gone = warc(tmp_path / "y.warc.gz", [("https://s404.com/", b"%PDF")], "text/html\r\nContent-Encoding: what")
+    path.write_bytes(path.read_bytes() + gone.read_bytes())
+    workspace = Workspace.open(tmp_path / "w", create=True)
+    options = (DocumentOptions(), TextOptions(), RunnerOptions(workers=1))
+    manifest = build_documents(workspace, [input_task(path)], None, [], *options)
+    rows = [row for part in manifest.parts("rejected") for row in read_part(workspace, part).to_pylist()]
+    assert [row["url"] for row in rows] == ["http://example.org/Gone?a=2&b=1", "https://[bad/", "http://s404.com/"]
+    for url in (spelt, "http://example.org/Gone?a=2&b=1", "https://s404.com/"):
+        life = life_of(workspace, url)
+        assert life["found"], url
+        assert "its page gave no document" in life["verdict"]
 
 
 def test_charsets_from_the_header_and_capture_dates(tmp_path: Path) -> None:
