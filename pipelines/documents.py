@@ -120,7 +120,13 @@ class _Parts:
             self._write_rows()
 
     def reject(self, url: str, offset: int, reason: str, detail: str) -> None:
-        row = {"url": identify(url)[0] or url, "source": self._source, "offset": offset, "reason": reason, "detail": detail[:500]}
+        row = {
+            "url": identify(url)[0] or url,
+            "source": self._source,
+            "offset": offset,
+            "reason": reason,
+            "detail": detail[:500],
+        }
         self._rejected.append({k: _storable(v) for k, v in row.items()})
         if len(self._rejected) >= MAX_REJECTED:
             self._write_rejected()

@@ -16,13 +16,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Literal
+from datetime import date as calendar_day
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pipelines.archives import ArchiveOptions, Page, Rejected, read_conversions
 from pipelines.compression import BrokenStream, open_stream
 from pipelines.decode import decode
 from pipelines.urls import identify
 from pipelines.workspace import Problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ def _string(value: Any) -> str:
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_DAY = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?!\d)")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?!\d)")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?![A-Za-z])")
 
 
@@ -242,17 +246,26 @@ def make_text(
         return _reject(name, row, offset, "no_text", "empty")
     canonical, _ = identify(url) if url else ("", "")
     place = " ".join(_well_formed(label).split())[:MAX_LABEL]
-    day, tongue = _DAY.match(date), _LANGUAGE.match(language)
+    tongue = _LANGUAGE.match(language)
     return Text(
         row=row,
         offset=offset,
         url=canonical or f"text:{name}#{place or row}",
         unnamed=not canonical and not place,
         title=" ".join(_well_formed(title).split())[:MAX_LABEL],
-        date=day.group() if day else "",
+        date=_day(date),
         language=tongue.group().lower() if tongue else "",
         text=_well_formed(text),
     )
+
+
+def _day(text: str) -> str:
+    """The ISO day that a date begins with; "" where it begins with none, or with one that never was."""
+    found = _DAY.match(text)
+    try:
+        return calendar_day.fromisoformat(found.group()).isoformat() if found else ""
+    except ValueError:
+        return ""
 
 
 def _well_formed(text: str) -> str:
@@ -280,10 +293,14 @@ def _parquet(stream: BinaryIO, name: str, options: TextOptions) -> Iterator[Item
             yield Problem(name, "no_column", 0, f"texts.text names {options.text!r}; the file has {there}")
             return
         for batch in file.iter_batches(batch_size=256, columns=columns):
-            for fields in batch.to_pylist():
+            rows = zip(*map(_values, batch.columns), strict=True)
+            for fields in (dict(zip(batch.schema.names, values, strict=True)) for values in rows):
                 text = fields[options.text]
                 if isinstance(text, str) and len(text) > options.max_bytes:
                     yield _reject(name, row, -1, "too_large", f"longer than {options.max_bytes} characters")
+                elif isinstance(text, Exception):
+                    reason = "bad_utf8" if isinstance(text, UnicodeDecodeError) else "bad_value"
+                    yield _reject(name, row, -1, reason, f"{options.text!r}: {str(text)[:200]}")
                 else:
                     yield _from_fields(fields, name, row, -1, options)
                 row += 1
@@ -293,6 +310,26 @@ def _parquet(stream: BinaryIO, name: str, options: TextOptions) -> Iterator[Item
         if error.errno is not None:
             raise
         yield Problem(name, "bad_parquet", -1, f"after row {row}: {str(error)[:300]}")  # Arrow's own: a bad page
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column's values; one that Python has none for (a date beyond year 9999, bytes that are no UTF-8) is given
+    as the error it raised, and costs no other. Bytes are text that its writer did not mark as such."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)  # finer than Python's own dates
+
+    def value(scalar: pa.Scalar) -> Any:
+        try:
+            found = scalar.as_py()
+            return found.decode("utf-8") if isinstance(found, bytes) else found
+        except (pa.ArrowException, ArithmeticError, LookupError, ValueError) as error:
+            return error
+
+    return [value(scalar) for scalar in column]
 
 
 # Plain text.

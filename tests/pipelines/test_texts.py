@@ -147,6 +147,57 @@ def test_parquet(tmp_path: Path) -> None:
     assert reasons(read(b"no parquet at all", "x.parquet")) == ["bad_parquet"]
 
 
+def test_an_odd_parquet_value_costs_itself_alone(tmp_path: Path) -> None:
+    odd = {
+        "us": pa.array([2**60, 0, -(2**60), None], pa.timestamp("us")),
+        "ns": pa.array([1_300_000_000_123_456_789, 0, 1, -(10**9)], pa.timestamp("ns")),
+        "zone": pa.array([0, 1, 2, 3], pa.timestamp("us", "Nowhere/At_All")),
+        "days": pa.array([2**31 - 1, 0, -(2**31), None], pa.int32()).cast(pa.date32()),
+        "duration": pa.array([2**62, 0, 1, None], pa.duration("s")),
+        "list": [["2020-01-01"], [], None, None],
+        "bytes": [b"\xff", b"1970-01-01", b"", None],
+    }
+    days = {"us": 1, "days": 1, "bytes": 1}
+    for name, column in odd.items():
+        pq.write_table(pa.table({"text": list("abcd"), "date": column, "id": column}), tmp_path / "x.parquet")
+        found = read((tmp_path / "x.parquet").read_bytes(), "x.parquet")
+        assert texts(found) == list("abcd"), name
+        dates = [item.date for item in found if isinstance(item, Text)]
+        if name == "ns":
+            assert dates == ["2011-03-13", "1970-01-01", "1970-01-01", "1969-12-31"]
+        else:
+            assert dates == ["", "1970-01-01" if name in days else "", "", ""], name
+
+
+def test_parquet_text_of_unmarked_bytes(tmp_path: Path) -> None:
+    columns = {"text": ["für".encode(), b"bad \xff", b"last"], "url": [b"http://example.org/1", b"\xff", None]}
+    for kind in (pa.binary(), pa.large_binary()):
+        table = pa.table({name: pa.array(column, kind) for name, column in columns.items()})
+        pq.write_table(table, tmp_path / "x.parquet")
+        found = read((tmp_path / "x.parquet").read_bytes(), "x.parquet")
+        assert texts(found) == ["für", "last"]
+        assert reasons(found) == ["bad_utf8"]
+        assert [t.url for t in found if isinstance(t, Text)] == ["http://example.org/1", "text:x.parquet#2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "day"),
+    [
+        ("2020-02-29T10:00", "2020-02-29"),
+        ("2020-02-31", ""),
+        ("2021-02-29", ""),
+        ("0000-01-01", ""),
+        ("2020-1-1", ""),
+        ("٢٠٢٠-٠١-٠١", ""),
+        ("2020-01-011", ""),
+    ],
+)
+def test_a_date_is_a_day_that_was(given: str, day: str) -> None:
+    (found,) = read(jsonl([{"text": "words", "date": given}]), "x.jsonl")
+    assert isinstance(found, Text)
+    assert found.date == day
+
+
 @pytest.mark.parametrize("corrupt", range(60, 460, 40))
 def test_a_corrupt_parquet_file_is_a_problem_not_a_crash(tmp_path: Path, corrupt: int) -> None:
     pq.write_table(pa.table({"text": [f"row {i} of some words" for i in range(3000)]}), tmp_path / "x.parquet")
