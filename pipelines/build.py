@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import shutil
@@ -19,8 +20,8 @@ from pipelines.options import RecipeError
 from pipelines.progress import human_bytes, say
 from pipelines.recipe import Recipe, ResolvedInputs, recipe_yaml
 from pipelines.runner import RunnerOptions
-from pipelines.stages import StageError, Task, annotation_tasks, plain_options, run_stage
-from pipelines.workspace import MANIFEST, SCRATCH, STATE, Json, Manifest, Workspace, canonical_json, private_path
+from pipelines.stages import StageError, Task, annotation_tasks, run_stage
+from pipelines.workspace import MANIFEST, SCRATCH, STATE, Json, Manifest, Workspace, digest, private_path
 
 STEPS = ("links", "pages", "documents", "annotations", "corpus", "tokenizer", "shards", "report")
 """What `--until` and the stage subcommands name, in order."""
@@ -49,6 +50,11 @@ def remember(
     """Keep the resolved recipe and the inputs' fingerprints in the workspace."""
 
     def whole(path: str) -> str:
+        """A path of the recipe made absolute; the folder it is relative to is meant literally, not as a pattern."""
+        spelled = os.path.expanduser(path)
+        return spelled if os.path.isabs(spelled) else os.path.join(glob.escape(str(base)), spelled)
+
+    def literal(path: str) -> str:
         return str(base / os.path.expanduser(path))
 
     fixed = dataclasses.replace(
@@ -61,7 +67,7 @@ def remember(
             },
         ),
         evaluation=tuple(
-            dataclasses.replace(e, path=whole(e.path), train=whole(e.train) if e.train else "")
+            dataclasses.replace(e, path=literal(e.path), train=literal(e.train) if e.train else "")
             for e in recipe.evaluation
         ),
     )
@@ -220,9 +226,20 @@ class Build:
         documents, recipe = self.made["documents"], self.recipe
         corpus = build_corpus(self.workspace, documents, self.made, recipe.corpus, recipe.contamination, self.runner)
         self._note(corpus)
+        self._withdraw_shards(corpus)
         if not corpus.ledgers["documents"].get("kept"):
             raise StageError(f"corpus: the rules keep no document: {dict(corpus.ledgers['documents'])}")
         summarise(self.workspace, self.made, recipe.contamination, self.runner)
+
+    def _withdraw_shards(self, corpus: Manifest) -> None:
+        """Take back the shards of another corpus: until they are written again nobody must train on them."""
+        from pipelines.shards import SHARDS_MANIFEST
+
+        path = f"{STATE}/shards-of.json"
+        mine = digest([file.sha256 for file in corpus.parts()]).encode()
+        if not self.runner.plan and (not self.workspace.exists(path) or self.workspace.read(path) != mine):
+            self.workspace.remove(SHARDS_MANIFEST)
+            self.workspace.write(path, mine)
 
     def tokenizer(self) -> None:
         """tokenizer/: byte-level BPE from the corpus's pretoken counts."""
@@ -287,8 +304,3 @@ def build(
             say(f"— {step}", level=1)
             getattr(made, step)()
         return made.made
-
-
-def options_digest(recipe: Recipe) -> bytes:
-    """A recipe's options as canonical JSON: what two builds must share to give the same bytes."""
-    return canonical_json(plain_options(recipe))

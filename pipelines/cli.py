@@ -181,11 +181,20 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _open_run(folder: str) -> Any:
+    """A workspace that a build has begun in. Raises WorkspaceError for any other folder."""
+    from pipelines.workspace import Workspace, WorkspaceError
+
+    workspace = Workspace.open(folder)
+    if not workspace.exists("recipe.yaml"):
+        raise WorkspaceError(f"{folder} holds no recipe.yaml: no build has begun here")
+    return workspace
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from pipelines.status import status, status_lines
-    from pipelines.workspace import Workspace
 
-    rows = status(Workspace.open(arguments.workspace))
+    rows = status(_open_run(arguments.workspace))
     if arguments.json:
         _print_json(rows)
     else:
@@ -195,9 +204,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _why(arguments: argparse.Namespace) -> int:
     from pipelines.why import life_lines, life_of
-    from pipelines.workspace import Workspace
 
-    life = life_of(Workspace.open(arguments.workspace), arguments.url)
+    life = life_of(_open_run(arguments.workspace), arguments.url)
     if arguments.json:
         _print_json(life)
     else:
@@ -207,9 +215,8 @@ def _why(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from pipelines.export import export_corpus
-    from pipelines.workspace import Workspace
 
-    result = export_corpus(Workspace.open(arguments.workspace), Path(arguments.out), arguments.format)
+    result = export_corpus(_open_run(arguments.workspace), Path(arguments.out), arguments.format)
     if arguments.json:
         _print_json(result)
     elif not arguments.quiet:
@@ -219,9 +226,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from pipelines.report import write_report
-    from pipelines.workspace import Workspace
 
-    workspace = Workspace.open(arguments.workspace)
+    workspace = _open_run(arguments.workspace)
     data = write_report(workspace)
     if arguments.json:
         _print_json(data)
@@ -253,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.subcommand is None:
         parser.print_help()
         return 2
-    from pipelines.progress import set_verbosity
+    from pipelines.progress import printable, set_verbosity
 
     set_verbosity(1 if getattr(parsed, "verbose", False) else -1 if getattr(parsed, "quiet", False) else 0)
     try:
@@ -269,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         expected = type(error).__name__ in EXPECTED or isinstance(error, OSError)  # OSError: no space, no permission
         if not expected or getattr(parsed, "verbose", False):
             raise
-        print(f"webtext: {error}", file=sys.stderr)
+        print(f"webtext: {printable(error)}", file=sys.stderr)
         return 2 if type(error).__name__ == "RecipeError" else 1
 
 

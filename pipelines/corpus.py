@@ -36,7 +36,17 @@ from pipelines.quality import QualityRule
 from pipelines.quality import judge as judge_quality
 from pipelines.runner import RunnerOptions
 from pipelines.stages import Context, Stage, Task, read_annotation, run_stage
-from pipelines.workspace import Manifest, PartFile, Workspace, WorkspaceError, iter_part, part_key, read_part
+from pipelines.workspace import (
+    Manifest,
+    PartFile,
+    Workspace,
+    WorkspaceError,
+    iter_part,
+    need_manifest,
+    part_key,
+    part_metadata,
+    read_part,
+)
 
 Rule = Literal["linked", "language", "quality", "wikipedia", "duplicates", "contamination"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -464,6 +474,26 @@ def cut_text(text: str, cuts: Sequence[Mapping[str, int]]) -> str:
     return "\n\n".join(piece for piece in (p.decode().strip() for p in pieces) if piece)
 
 
+def check_decided(workspace: Workspace, documents: PartFile, decisions: PartFile) -> None:
+    """Raise WorkspaceError unless the decisions were made for exactly these documents."""
+    belongs = part_metadata(workspace, decisions).get("documents.sha256")
+    if belongs != documents.sha256 or decisions.rows != documents.rows:
+        raise WorkspaceError(
+            f"{workspace.url}/{decisions.path} was decided for other documents than {documents.path}: build again"
+        )
+
+
+def decided_parts(workspace: Workspace) -> list[tuple[PartFile, PartFile]]:
+    """(documents, decisions) of every part. Raises WorkspaceError when corpus/ was decided for other parts."""
+    documents, corpus = need_manifest(workspace, "documents"), need_manifest(workspace, "corpus")
+    decisions = {file.part: file for file in corpus.parts()}
+    if decisions.keys() != {file.part for file in documents.parts()}:
+        raise WorkspaceError(
+            f"{workspace.url}/corpus was decided for other inputs than documents/ holds: build again"
+        )
+    return [(file, decisions[file.part]) for file in documents.parts()]
+
+
 def kept_documents(
     workspace: Workspace, documents: PartFile, decisions: PartFile, columns: list[str]
 ) -> Iterator[pa.RecordBatch]:
@@ -471,6 +501,7 @@ def kept_documents(
 
     Batches hold `columns` of documents/ and `row` uint32. Memory stays at one row group.
     """
+    check_decided(workspace, documents, decisions)
     verdict = read_part(workspace, decisions, ["keep", "cuts"])
     keep = verdict.column("keep").combine_chunks()
     cuts = verdict.column("cuts").combine_chunks()

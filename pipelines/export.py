@@ -11,9 +11,20 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus import kept_documents
+from pipelines.corpus import decided_parts, kept_documents
 from pipelines.stages import read_annotation
-from pipelines.workspace import Json, Manifest, PartFile, Workspace, need_manifest, read_manifest, read_part
+from pipelines.workspace import (
+    Json,
+    Manifest,
+    PartFile,
+    Workspace,
+    WorkspaceError,
+    need_manifest,
+    read_manifest,
+    read_part,
+)
+
+LISTING = "export.json"
 
 SCHEMA = pa.schema(
     [
@@ -62,20 +73,43 @@ def exported_batches(
 def export_corpus(workspace: Workspace, out: Path, format: Literal["parquet", "jsonl"]) -> dict[str, Json]:
     """Write the kept documents to `out`, a file per part that keeps any; counts of files and documents.
 
-    Raises WorkspaceError when the corpus has not been decided. Each file is whole or absent.
+    `export.json` lists the files; those of an earlier export that this one does not write are removed. Raises
+    WorkspaceError when the corpus has not been decided, or for other documents. Each file is whole or absent.
     """
-    documents = need_manifest(workspace, "documents")
-    decisions = {file.part: file for file in need_manifest(workspace, "corpus").parts()}
-    positions = {file.part: file for file in documents.parts("positions")}
+    pairs = decided_parts(workspace)
+    positions = {file.part: file for file in need_manifest(workspace, "documents").parts("positions")}
     links = read_manifest(workspace, "annotations/links")
     out.mkdir(parents=True, exist_ok=True)
-    files = total = 0
-    for file in documents.parts():
-        tables = exported_batches(workspace, file, decisions[file.part], positions.get(file.part), links)
-        written = _write(tables, out / f"{file.part}.{format}", format)
-        files += written > 0
-        total += written
-    return {"documents": total, "files": files}
+    former = _exported_before(out)
+    written: dict[str, int] = {}
+    for file, decisions in pairs:
+        tables = exported_batches(workspace, file, decisions, positions.get(file.part), links)
+        name = f"{file.part}.{format}"
+        rows = _write(tables, out / name, format)
+        if rows:
+            written[name] = rows
+    for name in former - written.keys():
+        (out / name).unlink(missing_ok=True)
+    listing = {"format": "webtext-export", "version": 1, "files": written}
+    temporary = out / f".{LISTING}.{os.getpid()}"
+    temporary.write_text(json.dumps(listing, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, out / LISTING)
+    return {"documents": sum(written.values()), "files": len(written)}
+
+
+def _exported_before(out: Path) -> set[str]:
+    """The files an earlier export left here. Raises WorkspaceError where Parquet or JSON lines lie unlisted."""
+    listing = out / LISTING
+    found = {path.name for path in out.iterdir() if path.suffix in (".parquet", ".jsonl")}
+    listed: set[str] = set()
+    if listing.exists():
+        try:
+            listed = {str(name) for name in json.loads(listing.read_text(encoding="utf-8"))["files"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkspaceError(f"{listing} is no list of an export ({error}); name another folder") from error
+    if found - listed:
+        raise WorkspaceError(f"{out} holds {sorted(found - listed)[0]}, which no export wrote: name another folder")
+    return listed & found
 
 
 def _write(tables: Iterator[pa.Table], target: Path, format: str) -> int:

@@ -11,7 +11,8 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,37 +41,80 @@ def find_inputs(patterns: Sequence[str], base: Path, path: str) -> list[InputFil
     found: dict[str, InputFile] = {}
     for index, pattern in enumerate(patterns):
         spelled = os.path.expanduser(pattern)
-        full = spelled if os.path.isabs(spelled) else str(base / spelled)
-        files = sorted(_expand(full))
+        full = spelled if os.path.isabs(spelled) else os.path.join(glob.escape(str(base)), spelled)
+        try:
+            files = sorted(_expand(full))
+        except OSError as error:
+            raise RecipeError(f"{path}[{index}]: {pattern}: {error}") from error
         if not files:
             raise RecipeError(f"{path}[{index}] names no file: {pattern} (looked at {full})")
         for root, file in files:
-            name = os.path.relpath(file, root).replace(os.sep, "/")
-            entry = InputFile(name, os.path.abspath(file), os.path.getsize(file))
-            other = found.setdefault(name, entry)
+            entry = _entry(root, file, f"{path}[{index}]")
+            other = found.setdefault(entry.name, entry)
             if os.path.realpath(other.path) != os.path.realpath(entry.path):
                 raise RecipeError(
-                    f"{path}[{index}]: {entry.path} and {other.path} would both be named {name}; "
+                    f"{path}[{index}]: {entry.path} and {other.path} would both be named {entry.name}; "
                     "name a common folder above them with a pattern such as folder/**"
                 )
     return [found[name] for name in sorted(found)]
 
 
-def _expand(pattern: str) -> Iterable[tuple[str, str]]:
-    """(root, file) for each regular file a pattern stands for."""
-    if os.path.isfile(pattern):
-        return [(os.path.dirname(pattern), pattern)]
-    if os.path.isdir(pattern):
-        return [(pattern, str(file)) for file in Path(pattern).rglob("*") if file.is_file()]
-    fixed = pattern
-    while glob.has_magic(fixed):
-        fixed = os.path.dirname(fixed)
-    return [(fixed, file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
+def _entry(root: str, file: str, where: str) -> InputFile:
+    name = os.path.relpath(file, root).replace(os.sep, "/")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"{where}: the name of {os.fsencode(file)!r} is not UTF-8; rename the file") from error
+    if not os.path.exists(file):
+        raise RecipeError(f"{where}: {file} is a link to a file that is not there")
+    return InputFile(name, os.path.abspath(file), os.path.getsize(file))
+
+
+def _expand(pattern: str) -> Iterator[tuple[str, str]]:
+    """(root, file) for each file a pattern stands for; below a folder all but hidden ones (a dot first)."""
+    root, wild = _literal_part(pattern)
+    if not wild and not os.path.isdir(root):
+        if os.path.isfile(root):
+            yield os.path.dirname(root), root
+        return
+    places = glob.glob(pattern, recursive=True) if wild else [root]
+    for place in places:
+        if wild and not os.path.isdir(place):
+            yield root, place
+        elif not wild:
+            yield from ((root, file) for file in _below(place))
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Every file below a folder, through links to folders too, each folder once."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in files if not name.startswith("."))
+
+
+def _literal_part(pattern: str) -> tuple[str, bool]:
+    """The folder before a pattern's first wildcard, unescaped, and whether there is a wildcard at all.
+
+    >>> _literal_part("/data/[[]1]/RS_*.zst"), _literal_part("/data/one.txt")
+    (('/data/[1]', True), ('/data/one.txt', False))
+    """
+    parts = pattern.split(os.sep)
+    for i, part in enumerate(parts):
+        plain = re.sub(r"\[([*?[])\]", r"\1", part)
+        if glob.has_magic(part) and glob.escape(plain) != part:
+            return os.sep.join(parts[:i]) or os.sep, True
+        parts[i] = plain
+    return os.sep.join(parts), False
 
 
 def digest_inputs(workspace: Workspace, files: Sequence[InputFile]) -> dict[str, str]:
     """sha256 of each file by its path; hashes only files whose size or time changed since they were hashed last."""
-    known: dict[str, list[object]] = json.loads(workspace.read(DIGESTS)) if workspace.exists(DIGESTS) else {}
+    known = _known_digests(workspace)
     stamps: dict[str, list[object]] = {}
     for file in files:
         status = os.stat(file.path)
@@ -93,3 +137,13 @@ def digest_inputs(workspace: Workspace, files: Sequence[InputFile]) -> dict[str,
     if todo:
         workspace.write(DIGESTS, json.dumps(known, sort_keys=True).encode())
     return {file.path: str(known[file.path][2]) for file in files}
+
+
+def _known_digests(workspace: Workspace) -> dict[str, list[object]]:
+    """What is remembered, {} where nothing sound is: it only saves hashing again."""
+    try:
+        known = json.loads(workspace.read(DIGESTS)) if workspace.exists(DIGESTS) else {}
+    except ValueError:
+        return {}
+    sound = isinstance(known, dict) and all(isinstance(v, list) and len(v) == 3 for v in known.values())
+    return known if sound else {}

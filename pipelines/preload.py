@@ -1,6 +1,11 @@
 """Imported once by the server that workers are forked from, so that a worker starts in a fraction of a second."""
 
-from pipelines.runner import quiet_beam
+import signal
+
+# Ctrl-C ends the driver, which ends its workers; their own stacks would only hide what it says.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+from pipelines.runner import quiet_beam  # noqa: E402
 
 quiet_beam()
 

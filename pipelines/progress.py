@@ -27,6 +27,15 @@ def say(line: str, level: int = 0) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def printable(text: object) -> str:
+    """Text from the web or a file, harmless to a terminal: what does not print is escaped.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def human_bytes(count: float) -> str:
     """
     >>> human_bytes(1536), human_bytes(2_500_000_000)

@@ -95,6 +95,21 @@ class ResolvedInputs:
         return (*self.links, *self.archives, *self.texts, *self.wikipedia, *self.evaluation)
 
 
+def _strict_loader() -> Any:
+    """YAML's safe loader, which also refuses a key given twice instead of taking the last."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+            if twice is not None:
+                raise yaml.YAMLError(f"{twice!r} is given twice, at {node.start_mark}")
+            return super().construct_mapping(node, deep)
+
+    return Strict
+
+
 def parse_recipe(text: str, where: str) -> Recipe:
     """A recipe from YAML text. Raises RecipeError with the path in the recipe."""
     import yaml
@@ -104,7 +119,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
             f"{where} is larger than {MAX_RECIPE_BYTES:,} bytes; a recipe names inputs, it does not hold them"
         )
     try:
-        body = yaml.safe_load(text)
+        body = yaml.load(text, _strict_loader())  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2017-13-01
         raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(body, Mapping):
@@ -145,13 +160,21 @@ def read_recipe(path: Path) -> tuple[Recipe, ResolvedInputs]:
 def resolve_inputs(recipe: Recipe, base: Path) -> ResolvedInputs:
     """The files behind a recipe's patterns. Raises RecipeError naming the first that is missing."""
     given = recipe.inputs
-    return ResolvedInputs(
+    resolved = ResolvedInputs(
         links=tuple(find_inputs(given.links, base, "inputs.links")),
         archives=tuple(find_inputs(given.archives, base, "inputs.archives")),
         texts=tuple(find_inputs(given.texts, base, "inputs.texts")),
         wikipedia=tuple(find_inputs(given.wikipedia, base, "inputs.wikipedia")),
         evaluation=tuple(set_files(recipe.evaluation, base, "evaluation")),
     )
+    names = {file.name: file.path for file in resolved.archives}
+    for file in resolved.texts:
+        if file.name in names:
+            raise RecipeError(
+                f"inputs.texts and inputs.archives both have a file named {file.name} ({file.path} and "
+                f"{names[file.name]}); name a common folder above one of them, such as texts/**"
+            )
+    return resolved
 
 
 TEMPLATE = """\

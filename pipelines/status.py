@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.progress import say
 from pipelines.runner import RunnerOptions
 from pipelines.stages import NotCurrent, StageError
 from pipelines.workspace import Json, Workspace, WorkspaceError, read_manifest
@@ -102,7 +103,7 @@ def status(workspace: Workspace) -> list[dict[str, Json]]:
                 "stage": stage,
                 "state": state,
                 "files": len(files),
-                "rows": sum(file.rows for file in manifest.parts()) if manifest else 0,
+                "rows": sum(file.rows for file in manifest.parts() or files) if manifest else 0,
                 "bytes": sum(file.size for file in files),
                 "broken_inputs": len(manifest.problems) if manifest else 0,
             }
@@ -124,13 +125,20 @@ def _plan(workspace: Workspace) -> tuple[int, list[str]]:
 
     from pipelines.build import Build, unused
     from pipelines.inputs import digest_inputs
+    from pipelines.options import RecipeError
     from pipelines.recipe import parse_recipe, resolve_inputs
 
     if not workspace.exists("recipe.yaml"):
         raise WorkspaceError(f"{workspace.url} holds no recipe.yaml: no build has begun here")
     recipe = parse_recipe(workspace.read("recipe.yaml").decode(), f"{workspace.url}/recipe.yaml")
-    inputs = resolve_inputs(recipe, Path("/"))
-    limit = int(workspace.read("limit.txt")) if workspace.exists("limit.txt") else 0
+    try:
+        inputs = resolve_inputs(recipe, Path("/"))
+        limit = int(workspace.read("limit.txt")) if workspace.exists("limit.txt") else 0
+    except RecipeError as error:
+        say(f"the inputs are not where they were, so nothing can be said of what is stale: {error}")
+        return len(RUNS), []
+    except ValueError as error:
+        raise WorkspaceError(f"{workspace.url}/limit.txt is damaged ({error}); remove it") from error
     plan = RunnerOptions(plan=True)
     build = Build(workspace, recipe, inputs, Path("/"), digest_inputs(workspace, inputs.all()), plan, limit)
     left_out = [*unused(recipe, inputs), *(() if recipe.fetch else ("pages",))]

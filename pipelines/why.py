@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.corpus import EVIDENCE
+from pipelines.corpus import EVIDENCE, check_decided
+from pipelines.progress import printable
 from pipelines.stages import read_annotation
 from pipelines.urls import canonical
-from pipelines.workspace import Json, Manifest, PartFile, Workspace, read_manifest, read_part
+from pipelines.workspace import Json, Manifest, PartFile, Workspace, WorkspaceError, read_manifest, read_part
 
 
 def _rows_with(
@@ -31,7 +33,9 @@ def life_of(workspace: Workspace, url: str) -> dict[str, Any]:
     `links`, `fetched`, `rejected`, and `documents`, each with its evidence and the decision. A page reached by a
     redirect is found under the link it came from as well.
     """
-    key = canonical(url) or url
+    url = url.encode("utf-8", "replace").decode()
+    spellings = (url, html.unescape(url), f"http://{url.lstrip('/')}", f"http://{html.unescape(url).lstrip('/')}")
+    key = next((found for found in map(canonical, spellings) if found), url)
     life: dict[str, Any] = {"url": url, "canonical": key, "links": [], "fetched": [], "rejected": [], "documents": []}
     life["links"] = [row for _, _, row in _rows_with(workspace, read_manifest(workspace, "links"), "", "url", key)]
     pages = read_manifest(workspace, "pages")
@@ -68,7 +72,10 @@ def _evidence(workspace: Workspace, file: PartFile, row: int) -> dict[str, dict[
     for name in EVIDENCE.values():
         manifest = read_manifest(workspace, name)
         if manifest is not None:
-            found[name.removeprefix("annotations/")] = _one(read_annotation(workspace, manifest, file), row)
+            try:
+                found[name.removeprefix("annotations/")] = _one(read_annotation(workspace, manifest, file), row)
+            except WorkspaceError as error:
+                found[name.removeprefix("annotations/")] = {"unusable": str(error)}
     return found
 
 
@@ -76,6 +83,7 @@ def _decision(workspace: Workspace, file: PartFile, row: int) -> dict[str, Json]
     manifest = read_manifest(workspace, "corpus")
     for other in manifest.parts() if manifest else ():
         if other.part == file.part:
+            check_decided(workspace, file, other)
             return _one(read_part(workspace, other), row)
     return {}
 
@@ -101,38 +109,33 @@ def _verdict(life: dict[str, Any]) -> str:
     return "no link and no page of this URL is in the workspace"
 
 
-def _printable(value: object) -> str:
-    text = str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def life_lines(life: dict[str, Any]) -> list[str]:
     """A life for a terminal; control characters from the web are escaped."""
-    lines = [_printable(life["canonical"]), f"  {_printable(life['verdict'])}"]
+    lines = [printable(life["canonical"]), f"  {printable(life['verdict'])}"]
     for link in life["links"]:
         lines.append(f"  link       score {link['score']}, {link['submissions']} submissions, kept: {link['keep']}")
-        lines.append(f"             {_printable(', '.join(link['subreddits']))} {_printable(link['reason'])}")
+        lines.append(f"             {printable(', '.join(link['subreddits']))} {printable(link['reason'])}")
     for page in life["fetched"]:
         lines.append(
-            f"  fetched    status {page['status']} {_printable(page['reason'] or 'stored in ' + page['warc'])}"
+            f"  fetched    status {page['status']} {printable(page['reason'] or 'stored in ' + page['warc'])}"
         )
     for page in life["rejected"]:
         lines.append(
-            f"  rejected   {_printable(page['reason'])} {_printable(page['detail'])} in {_printable(page['source'])}"
+            f"  rejected   {printable(page['reason'])} {printable(page['detail'])} in {printable(page['source'])}"
         )
     for entry in life["documents"]:
         position = entry["position"]
         lines.append(
-            f"  document   {entry['doc_id']}, {entry['characters']:,} characters: {_printable(entry['title'])}"
+            f"  document   {entry['doc_id']}, {entry['characters']:,} characters: {printable(entry['title'])}"
         )
         if position:
-            lines.append(f"             from {_printable(position['source'])} at byte {position['offset']:,}")
+            lines.append(f"             from {printable(position['source'])} at byte {position['offset']:,}")
         for name, evidence in entry["evidence"].items():
-            lines.append(f"  {name:10} {_printable(_short(evidence))}")
+            lines.append(f"  {name:10} {printable(_short(evidence))}")
         if entry["decision"]:
             decision = entry["decision"]
             kept = "kept" if decision["keep"] else f"dropped: {decision['reason']} {decision['detail']}"
-            lines.append(f"  decision   {_printable(kept)}")
+            lines.append(f"  decision   {printable(kept)}")
     return lines
 
 

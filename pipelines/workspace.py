@@ -121,13 +121,14 @@ class Manifest:
         return not all(file.path.startswith(f"{self.stage}/") for file in files)
 
     @classmethod
-    def parse(cls, public: bytes, private: bytes, name: str) -> Manifest | None:
+    def parse(cls, public: bytes, private: bytes | None, name: str) -> Manifest | None:
         """The manifest of the two files, None when they are of different commits (a build was cut off between)."""
         try:
-            body, more = json.loads(public), json.loads(private)
+            body = json.loads(public)
+            more: dict[str, Json] = {"fingerprint": "", "tables": {}} if private is None else json.loads(private)
             if body["format"] != "webtext-manifest":
                 raise ValueError(f"format is {body['format']!r}")
-            if more["public"] != hashlib.sha256(public).hexdigest():
+            if private is not None and more["public"] != hashlib.sha256(public).hexdigest():
                 return None
             tables = {**body["tables"], **more["tables"]}
             return cls(
@@ -302,9 +303,11 @@ class Workspace:
 def read_manifest(workspace: Workspace, stage: str) -> Manifest | None:
     """The manifest of a stage, or None when the stage has not been committed."""
     public, private = f"{stage}/{MANIFEST}", private_path(stage)
-    if not workspace.exists(public) or not workspace.exists(private):
+    if not workspace.exists(public):
         return None
-    return Manifest.parse(workspace.read(public), workspace.read(private), f"{workspace.url}/{public}")
+    # A workspace handed on without its state still shows its results; side tables and fingerprints are not there.
+    more = workspace.read(private) if workspace.exists(private) else None
+    return Manifest.parse(workspace.read(public), more, f"{workspace.url}/{public}")
 
 
 def private_path(stage: str) -> str:
