@@ -9,8 +9,12 @@ set and number. A file may be plain or packed (gz, bz2, xz, zst; decided by its 
 * `jsonl`: one JSON object a line, the example is the text in `field` (a list of texts is joined by new lines);
 * `text`: the whole file is one example (a book).
 
+Lines end at LF or CR LF; in `lines` and `stream` at CR where the first megabyte has no LF (old Mac files). Elsewhere
+a lone CR is text, so that a record has the number that other readers of lines give it.
+
 Records that give no example are counted under a reason: blank, not UTF-8, not JSON, no field, field is not text,
-too long. A file of which no record gives an example is refused: then the recipe is wrong, not the file.
+too long. A file of which no record gives an example is refused: then the recipe is wrong, not the file; at once if
+the file is small, and when it is read otherwise.
 
 The stage `evaluation` writes three tables: examples, their distinct n-grams, and where each n-gram occurs. An n-gram
 is n words in the normalisation of ngrams.py.
@@ -154,8 +158,9 @@ class Reading:
 
 
 def set_files(sets: Sequence[EvaluationSet], base: Path, path: str) -> list[InputFile]:
-    """The files of all sets (test and train). Raises RecipeError, naming the place in the recipe, when one is missing
-    or two sets share a name. `base` is the recipe's folder, `path` the place of the list of sets in the recipe."""
+    """The files of all sets (test and train). Raises RecipeError, naming the place in the recipe, when one is
+    missing, two sets share a name, or a small file gives no example. `base` is the recipe's folder, `path` the place
+    of the list of sets in the recipe."""
     files: dict[str, InputFile] = {}
     names: set[str] = set()
     for index, one in enumerate(sets):
@@ -167,8 +172,19 @@ def set_files(sets: Sequence[EvaluationSet], base: Path, path: str) -> list[Inpu
                 file = locate(spelled, base)
                 if not file.is_file():
                     raise RecipeError(f"{path}[{index}].{key} names no file: {spelled} (looked at {file})")
+                if _is_small(file):
+                    read_set(one, str(file), f"{path}[{index}].{key}")
                 files[str(file)] = InputFile(f"{one.name}/{file.name}", str(file), file.stat().st_size)
     return [files[name] for name in sorted(files)]
+
+
+def _is_small(file: Path) -> bool:
+    """Whether a file unpacks to less than READ bytes (or breaks off before), found by reading no more than that."""
+    try:
+        with open(file, "rb") as raw, open_stream(raw, file.name) as stream:
+            return len(stream.read(READ)) < READ
+    except BrokenStream as broken:
+        return broken.offset < READ
 
 
 def locate(spelled: str, base: Path) -> Path:
@@ -184,12 +200,13 @@ def read_set(one: EvaluationSet, file: str, where: str) -> tuple[list[Example], 
     """
     reading = Reading(Counter())
     with open(file, "rb") as raw, open_stream(raw, Path(file).name) as stream:
-        records = _whole(stream, reading) if one.format == "text" else _lines(stream, reading)
+        records = _whole(stream, reading) if one.format == "text" else _lines(stream, reading, one.format != "jsonl")
         examples = list(_examples(one, records, reading, where))
     if not examples:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(reading.counts.items()) if reason != "in")
+        broken = str(reading.broken) if reading.broken else "the file is empty"
         wanted = f" with a text in field {one.field!r}" if one.format == "jsonl" else ""
-        raise RecipeError(f"{where}: {file} has no record{wanted} ({reasons or 'the file is empty'})")
+        raise RecipeError(f"{where}: {file} has no record{wanted} ({reasons or broken})")
     return examples, reading
 
 
@@ -245,11 +262,14 @@ def _whole(stream: Stream, reading: Reading) -> Iterator[tuple[int, int, bytes |
         yield 0, size, b"".join(parts)
 
 
-def _lines(stream: Stream, reading: Reading) -> Iterator[tuple[int, int, bytes | None]]:
-    """(start, end, line without its end) for each line; None for a line of more than LONGEST_RECORD bytes."""
-    start, held, size = 0, b"", 0
+def _lines(stream: Stream, reading: Reading, old_mac: bool) -> Iterator[tuple[int, int, bytes | None]]:
+    """(start, end, line without its end) for each line; None for a line of more than LONGEST_RECORD bytes.
+    old_mac: whether CR ends lines where no LF does (in JSON it is a blank)."""
+    start, held, size, ending = 0, b"", 0, b""
     for part in _reads(stream, reading):
-        *whole, rest = part.split(b"\n")
+        if not ending:
+            ending = b"\r" if old_mac and b"\r" in part[:-1] and b"\n" not in part else b"\n"
+        *whole, rest = part.split(ending)
         for line in whole:
             size += len(line)
             joined = (held + line).removesuffix(b"\r") if size <= LONGEST_RECORD else None
@@ -477,7 +497,7 @@ def write_evaluation(task: Task, context: Context) -> None:
 
 EVALUATION = Stage(
     name="evaluation",
-    version=1,
+    version=2,
     work=write_evaluation,
     libraries=("numpy",),
     tables={"grams": "evaluation/grams", "occurrences": "evaluation/occurrences"},

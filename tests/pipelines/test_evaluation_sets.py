@@ -30,6 +30,47 @@ def test_lines_in_any_packing(tmp_path: Path, pack) -> None:  # type: ignore[no-
     assert reading.broken is None
 
 
+@pytest.mark.parametrize("format", ["lines", "stream"])
+def test_carriage_returns_end_the_lines_of_a_file_without_line_feeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    data = "Öne two\r\r three\rfour".encode()
+    file = write(tmp_path, "mac", data)
+    for block in (1 << 20, 11):
+        monkeypatch.setattr(evaluation_sets, "READ", block)
+        examples, reading = read_set(EvaluationSet("s", file, format), file, "sets[0]")  # type: ignore[arg-type]
+        assert [(e.record, e.text) for e in examples] == [(1, "Öne two"), (3, " three"), (4, "four")]
+        assert [data[e.start : e.end].decode() for e in examples] == ["Öne two", " three", "four"]
+        assert dict(reading.counts) == {"in": 4, "kept": 3, "blank": 1}
+    mixed = write(tmp_path, "mixed", b"one\rtwo\nthree\r\nfour")
+    examples, _ = read_set(EvaluationSet("s", mixed, format), mixed, "sets[0]")  # type: ignore[arg-type]
+    assert [e.text for e in examples] == ["one\rtwo", "three", "four"]
+    record = write(tmp_path, "record.jsonl", b'{\r"text": "one"}')
+    assert [e.text for e in read_set(EvaluationSet("s", record, "jsonl"), record, "")[0]] == ["one"]
+
+
+def test_a_small_set_without_an_example_is_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = EvaluationSet("good", write(tmp_path, "good", b"a line\n"))
+    for name, data, why in (
+        ("empty", b"", r"\(the file is empty\)"),
+        ("packed.gz", gzip.compress(b""), r"\(the file is empty\)"),
+        ("cut.gz", gzip.compress(b"text")[:10], r"\(cut.gz: truncated after 0 unpacked bytes"),
+        ("blank", b"\n \n", r"\(2 blank\)"),
+    ):
+        bad = write(tmp_path, name, data)
+        with pytest.raises(RecipeError, match=rf"^evaluation\[1\]\.path: \S*{name} has no record {why}[^\n]*$"):
+            set_files([good, EvaluationSet("bad", bad)], tmp_path, "evaluation")
+        with pytest.raises(RecipeError, match=rf"^evaluation\[0\]\.train: \S*{name} has no record {why}[^\n]*$"):
+            set_files([EvaluationSet("bad", good.path, train=bad)], tmp_path, "evaluation")
+    with pytest.raises(RecipeError, match="no record with a text in field 'q'"):
+        set_files([EvaluationSet("bad", write(tmp_path, "j", b'{"text": "x"}'), "jsonl", "q")], tmp_path, "sets")
+    monkeypatch.setattr(evaluation_sets, "READ", 8)
+    large = EvaluationSet("large", write(tmp_path, "large", b" " * 9))
+    assert len(set_files([large], tmp_path, "evaluation")) == 1
+
+
 def test_every_broken_record_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation_sets, "LONGEST_RECORD", 1000)
     lines = [
