@@ -187,6 +187,12 @@ def fault_of(path: Path) -> str | None:
     return None
 
 
+def run_of(checkpoint: Checkpoint) -> Path:
+    """The run's folder, or the checkpoint's own where it stands alone."""
+    parent = checkpoint.path.parent
+    return parent.parent if parent.name == FOLDER else checkpoint.path
+
+
 def load_tensors(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     """One safetensors file of a checkpoint, on the CPU. Raises CheckpointError."""
     try:

@@ -24,10 +24,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.checkpoint import FOLDER, WEIGHTS, Checkpoint, load_model, load_tokenizer, open_checkpoint
+from model.checkpoint import WEIGHTS, Checkpoint, load_model, load_tokenizer, open_checkpoint, run_of
 from model.gpt import GPT, choose_device
 from model.loader import ShardError, Stream, open_stream, validation_windows
 from model.options import EvaluateOptions, named_file
+from model.verified import VERIFIED
 
 FORMAT = "webtext-evaluation"
 VERSION = 1
@@ -410,7 +411,8 @@ def evaluate(options: EvaluateOptions) -> Row:
     )
     result = heading(checkpoint)
     if options.shards:
-        stream = open_stream(options.shards, "validation")
+        verified = run_of(checkpoint) / VERIFIED
+        stream = open_stream(options.shards, "validation", verified=verified, again=options.verify)
         if stream.tokenizer_sha256 != result["tokenizer_sha256"]:
             raise ShardError(f"{options.shards}: made with another tokenizer than {checkpoint.path}")
         result["validation"] = {
@@ -453,12 +455,6 @@ def source(path: str, limit: int | None) -> Row:
     with Path(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": Path(path).name, "sha256": digest, "limit": limit}
-
-
-def run_of(checkpoint: Checkpoint) -> Path:
-    """The run's folder, or the checkpoint's own where it stands alone."""
-    parent = checkpoint.path.parent
-    return parent.parent if parent.name == FOLDER else checkpoint.path
 
 
 def write_examples(folder: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

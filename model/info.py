@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import open_checkpoint
+from model.checkpoint import open_checkpoint, run_of
 from model.gpt import count_parameters
 from model.loader import MANIFEST, Loader, State, Stream, open_stream
 from model.options import InfoOptions
+from model.verified import VERIFIED
 
 
 def info(options: InfoOptions) -> dict[str, Any]:
@@ -25,7 +26,8 @@ def info(options: InfoOptions) -> dict[str, Any]:
     if record["best"]:
         out |= {"best_step": record["best"]["step"], "best_loss": record["best"]["loss"]}
     if options.step is not None:
-        stream = open_stream(options.shards or record["shards"], "train", options.verify)
+        verified = run_of(checkpoint) / VERIFIED
+        stream = open_stream(options.shards or record["shards"], "train", verified=verified, again=options.verify)
         out["seen"] = seen_by(stream, State(**record["data"]), options.step)
     return out
 
@@ -41,7 +43,7 @@ def seen_by(stream: Stream, state: State, step: int) -> list[dict[str, Any]]:
 def shards_info(options: InfoOptions) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for split in ("train", "validation"):
-        stream = open_stream(options.path, split, options.verify)
+        stream = open_stream(options.path, split, verify=options.verify)
         out |= {"fingerprint": stream.fingerprint, "vocab_size": stream.vocab_size}
         out |= {f"{split}_tokens": stream.n_tokens, f"{split}_documents": stream.n_documents}
         out |= {f"{split}_bytes": stream.n_bytes, f"{split}_files": len({s.file for s in stream.segments})}

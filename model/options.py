@@ -70,7 +70,7 @@ class TrainOptions:
     log_every: Annotated[int | None, "steps between lines of log.jsonl"] = None
     stop_after: Annotated[int | None, "stop after this many steps with a checkpoint, to be continued later"] = None
     resume_from: Annotated[str, "checkpoint of this run to continue from, instead of the newest"] = ""
-    verify: Annotated[bool, "hash the shards before reading them"] = False
+    verify: Annotated[bool, "hash the shards even where this run has hashed them and they look unchanged"] = False
     tensorboard: Annotated[bool, "write TensorBoard events into the run's folder too"] = False
 
     def __post_init__(self) -> None:
@@ -98,6 +98,7 @@ class EvaluateOptions:
     checkpoint: Annotated[str, "a checkpoint folder, or a run (its newest checkpoint)"]
     best: Annotated[bool, "of a run, take the checkpoint with the lowest validation loss"] = False
     shards: Annotated[str, "shards folder: loss over its whole validation split"] = ""
+    verify: Annotated[bool, "hash the shards even where this run has hashed them and they look unchanged"] = False
     text: Annotated[
         tuple[str, ...], "name=file: perplexity of a plain text, one sentence or paragraph per line (.gz too)"
     ] = ()
@@ -164,7 +165,9 @@ class InfoOptions:
         int | None, "of a run: list the documents that this step read (steps count from 1, as in log.jsonl)"
     ] = None
     shards: Annotated[str, "with step: where the shards lie now (default: where they lay in training)"] = ""
-    verify: Annotated[bool, "hash every shard"] = False
+    verify: Annotated[
+        bool, "hash every shard (of a shards folder none is otherwise, of a run those not hashed before)"
+    ] = False
 
     def __post_init__(self) -> None:
         check_range(self, 1, ENDLESS, "step")

@@ -43,6 +43,7 @@ from model.gpt import GPT, PRESETS, GPTConfig, choose_device, count_parameters
 from model.loader import Loader, ShardError, State, Stream, open_stream
 from model.log import Log, Progress
 from model.options import TrainOptions
+from model.verified import VERIFIED
 
 CPU_LOGITS = 1 << 25  # numbers of one micro-batch's logits
 GPU_LOGITS = 1 << 32
@@ -214,14 +215,17 @@ class TrainResult:
 def train(options: TrainOptions, out: TextIO | None = sys.stderr) -> TrainResult:
     """Train, or go on training, one model; progress goes to `out` (None for none).
 
-    Raises ValueError (ShardError, StateError, CheckpointError) for input that does not fit, and TrainingDiverged.
+    The run's first call hashes every shard (1 to 2 GB/s) and remembers that in the run's folder; later ones hash what
+    changed since. Raises ValueError (ShardError, StateError, CheckpointError) for input that does not fit, and
+    TrainingDiverged.
     """
     run = Path(options.run)
     run.mkdir(parents=True, exist_ok=True)
     with only_one(run):
         device = choose_device(options.device, options.threads)
-        stream = open_stream(options.shards, "train", options.verify)
-        held_out = open_stream(options.shards, "validation", options.verify)
+        verified = run / VERIFIED
+        stream = open_stream(options.shards, "train", verified=verified, again=options.verify)
+        held_out = open_stream(options.shards, "validation", verified=verified, again=options.verify)
         tokenizer = read_tokenizer(options, stream)
         plan = plan_of(options, stream, device)
         loader = Loader(stream, plan.config.n_ctx, plan.batch, plan.seed)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,9 @@ def test_every_option_has_a_flag_or_a_place() -> None:
         ("info", InfoOptions),
     ):
         required = [f.name for f in fields(kind) if f.default is MISSING]
-        needed = {"shards": "s"} if kind is EvaluateOptions else {}  # which refuses to evaluate nothing
+        needed: dict[str, Any] = (
+            {"shards": "s"} if kind is EvaluateOptions else {}
+        )  # which refuses to evaluate nothing
         flags = [f"--{flag}={value}" for flag, value in needed.items()]
         assert options_of(kind, parser.parse_args([name, *required, *flags])) == kind(*required, **needed)
         subparser = parser._subparsers._group_actions[0].choices[name]  # type: ignore[union-attr,index]  # argparse internals

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -215,7 +217,7 @@ def test_a_cut_inside_the_stream_is_placed_even_if_the_manifest_agrees(shards: P
     manifest["splits"]["train"][0]["size"] = path.stat().st_size
     seal_manifest(shards, manifest)
     with pytest.raises(ShardError, match=r"train-0000\.arrow: (damaged after byte \d+|\d+ record batches where)"):
-        open_stream(shards, "train")
+        open_stream(shards, "train", verify=False)
 
 
 def test_a_missing_shard_and_a_missing_manifest_are_named(shards: Path) -> None:
@@ -227,24 +229,72 @@ def test_a_missing_shard_and_a_missing_manifest_are_named(shards: Path) -> None:
         open_stream(shards, "train")
 
 
-def test_an_altered_shard_is_found_by_its_hash(shards: Path) -> None:
-    path = shards / "train-0000.arrow"
-    data = bytearray(path.read_bytes())
-    offset = json.loads((shards / "manifest.json").read_text())["splits"]["train"][0]["batches"][1]["values_offset"]
-    data[offset] ^= 1
+def flip(path: Path, offset: int, bits: bytes = b"\x01") -> None:
+    """Alter bytes without a change of size; the time of the change is later than any before it."""
+    data, before = bytearray(path.read_bytes()), path.stat().st_mtime_ns
+    for i, bit in enumerate(bits, offset):
+        data[i] ^= bit
     path.write_bytes(data)
-    open_stream(shards, "train")
-    with pytest.raises(ShardError, match=r"train-0000\.arrow: sha256"):
-        open_stream(shards, "train", verify=True)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+def place_of_tokens(shards: Path) -> int:
+    manifest = json.loads((shards / "manifest.json").read_text())
+    return int(manifest["splits"]["train"][0]["batches"][1]["values_offset"])
+
+
+def test_an_altered_shard_is_found_by_its_hash(shards: Path) -> None:
+    flip(shards / "train-0000.arrow", place_of_tokens(shards))
+    open_stream(shards, "train", verify=False)
+    with pytest.raises(ShardError, match=r"train-0000\.arrow: sha256 .* it was altered"):
+        open_stream(shards, "train")
+
+
+def test_a_shard_is_hashed_once_and_again_when_it_changes(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file: Any, name: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    verified = tmp_path / "verified.json"
+    for _ in range(2):
+        open_stream(shards, "train", verified=verified)
+    assert hashed == ["train-0000.arrow", "train-0001.arrow"]
+    for split in ("validation", "train"):
+        open_stream(shards, split, verified=verified)  # what is known of one split survives the other
+    assert hashed[2:] == ["validation-0000.arrow"]
+    open_stream(shards, "train", verified=verified, again=True)
+    assert hashed[3:] == ["train-0000.arrow", "train-0001.arrow"]
+    flip(shards / "train-0001.arrow", 0, b"\x00")  # written again with the same bytes
+    open_stream(shards, "train", verified=verified)
+    assert hashed[5:] == ["train-0001.arrow"]
+    flip(shards / "train-0000.arrow", place_of_tokens(shards))
+    for _ in range(2):  # what is altered is not remembered
+        with pytest.raises(ShardError, match=r"train-0000\.arrow: sha256"):
+            open_stream(shards, "train", verified=verified)
+    for damage in ("", "[]", '{"format": "webtext-verified", "version": 1, "files": {"a": {"size": 1}}}'):
+        flip(shards / "train-0000.arrow", place_of_tokens(shards))
+        verified.write_text(damage)
+        if damage == "[]":
+            with pytest.raises(ShardError, match=r"train-0000\.arrow: sha256"):
+                open_stream(shards, "train", verified=verified)
+        else:
+            open_stream(shards, "train", verified=verified)
+            assert str(shards / "train-0001.arrow") in verified.read_text()
+    open_stream(shards, "train", verified=tmp_path / "no" / "folder.json")  # a cache that cannot be written
 
 
 def test_an_impossible_token_is_named_with_its_byte(shards: Path) -> None:
     path = shards / "train-0000.arrow"
-    data = bytearray(path.read_bytes())
-    offset = json.loads((shards / "manifest.json").read_text())["splits"]["train"][0]["batches"][1]["values_offset"]
+    data, offset = bytearray(path.read_bytes()), place_of_tokens(shards)
     data[offset + 4 : offset + 6] = b"\xff\xff"
     path.write_bytes(data)
-    stream = open_stream(shards, "train")
+    stream = open_stream(shards, "train", verify=False)
     with pytest.raises(ShardError, match=rf"train-0000\.arrow: byte {offset + 4} holds token id 65535"):
         stream.read(0, stream.n_tokens)
 
@@ -284,7 +334,7 @@ def test_any_flipped_byte_gives_an_error_or_tokens_never_a_crash(broken_copy: Pa
     path.write_bytes(data)
     error, tokens = None, None
     try:
-        stream = open_stream(broken_copy, "train")
+        stream = open_stream(broken_copy, "train", verify=False)
         tokens = stream.read(0, stream.n_tokens)
         Loader(stream, 8, 4, 0).trace(0)
     except ShardError as found:

@@ -21,11 +21,12 @@ import pytest
 import torch
 
 from model.checkpoint import list_checkpoints, load_model, open_checkpoint
-from model.evaluate import validate
+from model.evaluate import evaluate, validate
 from model.gpt import GPT
+from model.info import info
 from model.loader import Loader, ShardError, StateError, open_stream
 from model.log import read_log
-from model.options import Preset, TrainOptions
+from model.options import EvaluateOptions, InfoOptions, Preset, TrainOptions
 from model.train import (
     PRESETS,
     RECIPES,
@@ -37,6 +38,7 @@ from model.train import (
     train,
     train_step,
 )
+from model.verified import VERIFIED
 
 CPU = torch.device("cpu")
 
@@ -108,6 +110,38 @@ def test_resume_is_bitwise_equal(corpus: Path, tmp_path: Path, stop: int) -> Non
 
     assert history("half") == history("whole")
     assert rest.validation_loss == whole.validation_loss
+
+
+def test_an_altered_shard_stops_a_run_before_it_trains_and_an_evaluation_of_it(corpus: Path, tmp_path: Path) -> None:
+    """Of equal size: noticed by the first call of a run and, where the shard changed since, by any later one."""
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(corpus, shards)
+    shutil.copytree(corpus.parent / "tokenizer", tmp_path / "tokenizer")
+    train(small(shards, run, stop_after=5), out=None)
+    assert (run / VERIFIED).is_file()
+    for split in ("train", "validation"):
+        (path,) = shards.glob(f"{split}-*.arrow")
+        whole, status = path.read_bytes(), path.stat()
+        entry = json.loads((shards / "manifest.json").read_text())["splits"][split][0]
+        data = bytearray(whole)
+        data[entry["batches"][0]["values_offset"]] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+        for name in ("run", "another"):
+            with pytest.raises(ShardError, match=rf"{path.name}: sha256 .* it was altered"):
+                train(small(shards, tmp_path / name), out=None)
+        if split == "validation":
+            with pytest.raises(ShardError, match=rf"{path.name}: sha256"):
+                evaluate(EvaluateOptions(str(run), shards=str(shards), device="cpu"))
+        else:
+            with pytest.raises(ShardError, match=rf"{path.name}: sha256"):
+                info(InfoOptions(str(run), step=1))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # hidden by its time
+            assert info(InfoOptions(str(run), step=1))["seen"]
+            with pytest.raises(ShardError, match=rf"{path.name}: sha256"):
+                train(small(shards, run, verify=True), out=None)
+        path.write_bytes(whole)
+    assert train(small(shards, run), out=None).finished
 
 
 def test_a_finished_run_is_not_trained_again(corpus: Path, tmp_path: Path) -> None:
