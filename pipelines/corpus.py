@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.clusters import DROPPED, choose_keepers
 from pipelines.contamination import (
     ContaminationOptions,
     counted_hits,
@@ -120,14 +121,6 @@ SURVIVORS_SCHEMA = pa.schema(
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("score", pa.int64(), nullable=False),
         pa.field("n_words", pa.int32(), nullable=False),
-    ]
-)
-DROPPED_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.uint32(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("survivor", pa.string(), nullable=False),
-        pa.field("similarity", pa.float32(), nullable=False),
     ]
 )
 FREQUENCY_SCHEMA = pa.schema(
@@ -239,8 +232,6 @@ SURVIVORS = Stage("corpus/survivors", 1, work_survivors)
 
 def work_keepers(task: Task, context: Context) -> None:
     """Choose whom to keep of each group of duplicates: one task, over the rows that have any."""
-    from pipelines.clusters import choose_keepers
-
     options: CorpusOptions = context.options
     evidence = []
     for pair in task.inputs["parts"]:
@@ -250,7 +241,7 @@ def work_keepers(task: Task, context: Context) -> None:
     rule = options.duplicates
     dropped, statistics = choose_keepers(evidence, exact=rule.exact, similarity=rule.similarity)
     for pair in task.inputs["parts"]:
-        context.write("", pair["part"], dropped[part_key(pair["part"])], DROPPED_SCHEMA)
+        context.write("", pair["part"], dropped[part_key(pair["part"])], DROPPED)
     context.figure("duplicates", statistics)
 
 

@@ -11,6 +11,7 @@ libraries that shape its bytes, and the task's inputs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -235,7 +236,8 @@ def perform(stage: Stage, options: Any, url: str, task: Task, work: Callable[[Co
         check_ledgers(record["ledgers"], f"{stage.name}, {task.key}")
     except Exception as error:
         note = {"task": task.key, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
-        workspace.write(f"{STATE}/failures/{stage.name}.json", json.dumps(note).encode())
+        with contextlib.suppress(OSError):  # where the disk is full, the note is what can be spared
+            workspace.write(f"{STATE}/failures/{stage.name}.json", json.dumps(note).encode())
         raise
     workspace.write(path, json.dumps(record, sort_keys=True).encode())
     return path
@@ -326,6 +328,10 @@ def clear_failure(workspace: Workspace, stage: Stage) -> None:
 def explain_failure(workspace: Workspace, stage: Stage, error: Exception) -> StageError:
     """The error to show: the failing task's own words where it left any, the engine's otherwise."""
     path = f"{STATE}/failures/{stage.name}.json"
+    if "[Errno 28]" in str(error):
+        return StageError(
+            f"{stage.name}: the disk of {workspace.url} is full; free some space and run the same command again"
+        )
     if workspace.exists(path) and not isinstance(error, RunError):
         note = json.loads(workspace.read(path))
         say(note["trace"], level=1)

@@ -74,6 +74,10 @@ def dies(task: Task, context: Context) -> None:
     make_rows(task, context)
 
 
+def fills_the_disk(task: Task, context: Context) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def judge_lengths(task: Task, context: Context) -> None:
     schema = pa.schema([pa.field("length", pa.int32(), nullable=False)])
     table = read_part(context.workspace, document_part(task), ["value"])
@@ -270,3 +274,8 @@ def test_a_long_task_tells_how_far_it_is(workspace: Workspace, monkeypatch: pyte
     assert told.read_text() == "20"
     context.progress("t0", 40)
     assert told.read_text() == "40"
+
+
+def test_a_full_disk_is_said_with_what_to_do(workspace: Workspace) -> None:
+    with pytest.raises(StageError, match="is full; free some space and run the same command again"):
+        run_stage(workspace, Stage("rows", 1, fills_the_disk), None, [Task("t0")], ONE)
