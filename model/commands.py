@@ -37,13 +37,14 @@ def add_commands(subparsers: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
-    """A positional for each field without a default, a flag for every other; and --json, -q where they make sense."""
+    """A positional for each field without a default, a flag for every other; and --json and -q."""
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         add_argument(parser, field, hints[field.name])
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-    if options is TrainOptions:
-        parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print nothing but errors, and what --json asks for"
+    )
 
 
 def add_argument(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> None:
@@ -128,13 +129,13 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     result = evaluate(options)
     if arguments.json:
         print_json(result)
-        return 0
-    if "validation" in result:
-        print_figures("validation", result["validation"])
-    for name, scores in result["sets"].items():
-        for subset in ("all", "clean", "dirty"):
-            if subset in scores:
-                print_figures(f"{name} ({scores['task']}, {subset})", scores[subset])
+    elif not arguments.quiet:
+        if "validation" in result:
+            print_figures("validation", result["validation"])
+        for name, scores in result["sets"].items():
+            for subset in ("all", "clean", "dirty"):
+                if subset in scores:
+                    print_figures(f"{name} ({scores['task']}, {subset})", scores[subset])
     return 0
 
 
@@ -146,10 +147,10 @@ def run_generate(arguments: argparse.Namespace) -> int:
     samples = generate(options)
     if arguments.json:
         print_json(samples)
-        return 0
-    for sample in samples:
-        print(f"--- seed {sample['seed']}, {sample['tokens']} tokens{', end of text' if sample['ended'] else ''}")
-        print(printable(options.prompt + sample["text"]))
+    elif not arguments.quiet:
+        for sample in samples:
+            print(f"--- seed {sample['seed']}, {sample['tokens']} tokens{', end of text' if sample['ended'] else ''}")
+            print(printable(options.prompt + sample["text"]))
     return 0
 
 
@@ -160,7 +161,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     result = info(options)
     if arguments.json:
         print_json(result)
-    else:
+    elif not arguments.quiet:
         print_figures(options.path, {k: v for k, v in result.items() if k != "seen"})
         for seen in result.get("seen", ()):
             print(f"{seen['sample']:6d}  {seen['doc_id']}  {seen['file']}  {seen['start']}+{seen['tokens']}")
@@ -168,9 +169,17 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 def report_errors(command: Command, arguments: argparse.Namespace) -> int:
-    """Run a command; what is wrong with its input is one line on standard error and status 1, not a stack."""
+    """Run a command; what is wrong with its input is one line on standard error and status 1, not a stack.
+
+    Status 1 without a word where nobody reads the output to its end, as in `info … | head`.
+    """
     try:
-        return command(arguments)
+        status = command(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        return 1
     except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -152,6 +152,12 @@ class GenerateOptions:
         check_choice(self, "device", Device)
         check_range(self, 1, ENDLESS, "tokens", "samples")
         check_range(self, 0, ENDLESS, "temperature", "top_k", "seed", "threads")
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"prompt is not UTF-8: {error.object[error.start]!r} at character {error.start}"
+            ) from None
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -93,6 +94,52 @@ def test_train_evaluate_generate_info(corpus: Path, tmp_path: Path, capsys: pyte
     assert all(sum(s["tokens"] for s in info["seen"] if s["sample"] == i) == 17 for i in range(8))
     assert main(["info", str(corpus), "--json", "--verify"]) == 0
     assert json.loads(capsys.readouterr().out)["train_documents"] == 400
+
+
+def test_quiet_prints_nothing_but_json(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    shape = ["--preset", "tiny", "--n-embd", "32", "--n-ctx", "16", "--batch-tokens", "128", "--steps", "2"]
+    commands = (
+        ["train", str(corpus), run, *shape, "--device", "cpu"],
+        ["evaluate", run, "--shards", str(corpus)],
+        ["generate", run, "--tokens", "4"],
+        ["info", run, "--step", "1"],
+        ["info", str(corpus)],
+    )
+    for command in commands:
+        assert main([*command, "-q"]) == 0
+        assert capfd.readouterr() == ("", "")
+        assert main([*command, "-q", "--json"]) == 0
+        out, err = capfd.readouterr()
+        assert json.loads(out)
+        assert err == ""
+    assert main(["info", str(tmp_path / "none"), "-q"]) == 1
+    assert "neither a checkpoint nor a run" in capfd.readouterr().err
+
+
+def test_a_reader_who_stops_early_hears_no_complaint(corpus: Path) -> None:
+    """Whether the pipe breaks while printing or when what was printed is flushed at the end."""
+    for buffered in ("", "1"):
+        command = [sys.executable, "-m", "model", "info", str(corpus)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_prompt_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [os.fsencode(sys.executable), b"-m", b"model", b"generate", os.fsencode(tmp_path), b"--prompt", b"a\xff"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"error: prompt is not UTF-8: '\\udcff' at character 1\n"
 
 
 def test_errors_name_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
