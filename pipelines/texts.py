@@ -1,4 +1,4 @@
-"""A user's own texts as a source of documents: JSON lines, Parquet, plain text, WET; packed or not.
+"""A user's own texts as a source of documents: JSON lines or arrays, Parquet, plain text, WET; packed or not.
 
 Every row gives exactly one item, a `Text` or a `Rejected` with its reason, in the order of the file; where the file
 itself breaks off there is a `Problem`. Text is taken as it stands (line ends, control characters and normal form are
@@ -81,20 +81,35 @@ Item = Text | Rejected | Problem
 
 END_OF_TEXT = b"<|endoftext|>"
 CHUNK = 1 << 18
+HEAD = 1 << 20
+"""Packed bytes that are looked at to tell a file's format: a bzip2 block of text and more."""
 MAX_LABEL = 1000
 """Characters of a title or id that are kept."""
 
 
 def text_format(name: str, first: bytes) -> Literal["jsonl", "parquet", "plain", "wet"]:
-    """The format of a file by its name (without a packing suffix) and else by its first unpacked bytes."""
+    """The format of a file by its name (without a packing suffix) and else by its first unpacked bytes, at best
+    CHUNK of them: JSON lines are told by a first line that is a JSON object, or begins as one and is longer."""
     bare = re.sub(r"\.(?:gz|zst|xz|bz2)$", "", name.lower())
     if bare.endswith((".jsonl", ".ndjson", ".json")):
         return "jsonl"
+    if bare.endswith((".txt", ".text", ".md", ".html", ".htm")):
+        return "plain"
     if bare.endswith((".parquet", ".pq")) or first.startswith(b"PAR1"):
         return "parquet"
     if bare.endswith(".wet") or first.startswith(b"WARC/"):
         return "wet"
-    return "jsonl" if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else "plain"
+    line, newline, _ = first.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
+    if not newline and len(first) >= CHUNK:
+        return "jsonl" if re.match(rb'\{\s*"', line) else "plain"
+    return "jsonl" if _is_object(line) else "plain"
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return line.startswith(b"{") and isinstance(json.loads(line.decode("utf-8", "replace")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_texts(stream: BinaryIO, name: str, options: TextOptions | None = None) -> Iterator[Item]:
@@ -104,7 +119,7 @@ def read_texts(stream: BinaryIO, name: str, options: TextOptions | None = None) 
     Parquet file's is one batch of a row group. Raises OSError where the stream cannot be read, nothing else.
     """
     options = options or TextOptions()
-    head = stream.read(CHUNK)
+    head = stream.read(HEAD)
     stream.seek(0)
     kind = options.format if options.format != "auto" else text_format(name, _first_bytes(head, name))
     if kind == "parquet":
@@ -113,14 +128,15 @@ def read_texts(stream: BinaryIO, name: str, options: TextOptions | None = None) 
         return _wet(stream, name, options)
     unpacked = open_stream(stream, name)
     if kind == "jsonl":
-        return _jsonl(_lines(unpacked, name, options.max_bytes), name, options)
+        split = _elements if _is_array(name, _first_bytes(head, name)) else _lines
+        return _jsonl(split(unpacked, name, options.max_bytes), name, options)
     return _plain(unpacked, name, options)
 
 
 def _first_bytes(head: bytes, name: str) -> bytes:
     """The first unpacked bytes of a file that begins with `head`."""
     try:
-        return open_stream(io.BytesIO(head), name).read1(64)
+        return open_stream(io.BytesIO(head), name).read(CHUNK)
     except BrokenStream:
         return b""
 
@@ -163,7 +179,73 @@ def _stretches(stream: io.BufferedIOBase, name: str, separator: bytes, limit: in
         yield start, None if too_long or len(held) > limit else bytes(held)
 
 
-# JSON lines.
+# JSON lines, and the elements of a JSON array.
+
+
+def _is_array(name: str, first: bytes) -> bool:
+    """Whether JSON is an array of rows, not lines that hold an array each: by the name .json, or `[` before `{`."""
+    begin = re.match(rb"(?:\xef\xbb\xbf)?\s*\[\s*(\{?)", first)
+    return bool(begin and (begin[1] or re.search(r"\.json(?:\.(?:gz|zst|xz|bz2))?$", name.lower())))
+
+
+_STRUCTURE = re.compile(rb'["\[\]{},]')
+_IN_STRING = re.compile(rb'["\\]')
+_NOTHING = (b"", b"\xef\xbb\xbf")
+
+
+def _elements(stream: io.BufferedIOBase, name: str, limit: int) -> Iterator[Stretch | Problem]:
+    """The elements of JSON arrays, told by brackets, commas and quotes alone, without the white space around them.
+    An object outside an array is one too; what is no JSON comes as elements that do not parse. Ends with a Problem
+    where the stream or the array breaks off."""
+    held, start, at = bytearray(), 0, 0  # the bytes not given yet, where they begin, how far they were looked at
+    depth, quoted, array, dropped_from = 0, False, False, -1
+
+    def take(end: int) -> Stretch:
+        """The element that ends at `end`; what was looked at is forgotten."""
+        nonlocal start, at, dropped_from
+        raw = bytes(held[:end]).lstrip()
+        begin = start + end - len(raw) if dropped_from < 0 else dropped_from
+        found = begin, raw.rstrip() if dropped_from < 0 and len(raw) <= limit else None
+        del held[:at]
+        start, at, dropped_from = start + at, 0, -1
+        return found
+
+    while True:
+        try:
+            chunk = stream.read(CHUNK)
+        except BrokenStream as error:
+            yield Problem(name, "broken_stream", error.offset, error.reason)
+            return
+        if not chunk:
+            break
+        held += chunk
+        while mark := (_IN_STRING if quoted else _STRUCTURE).search(held, at):
+            sign = mark[0]
+            if sign == b"\\" and mark.end() == len(held):
+                break  # what it escapes comes with the next chunk
+            at = mark.end() + (sign == b"\\")
+            depth += (sign in b"[{") - (sign in b"]}")
+            ends = (sign in b"]}" and depth <= 0) or (sign == b"," and depth == 1 and array)
+            if sign == b'"':
+                quoted = not quoted
+            elif sign in b"[{" and depth == 1:
+                array = sign == b"["
+            if ends or (sign == b"[" and depth == 1):
+                depth = max(0, depth)
+                element = take(at - 1 if array else at)
+                if sign == b"," or element[1] not in _NOTHING:
+                    yield element
+        else:
+            at = len(held)
+        if at > limit + CHUNK:
+            dropped_from = start if dropped_from < 0 else dropped_from
+            del held[:at]
+            start, at = start + at, 0
+    at = len(held)
+    if (rest := take(at))[1] not in _NOTHING:
+        yield rest
+    if depth:
+        yield Problem(name, "cut_off", start, "the file ends inside its JSON array")
 
 
 def _jsonl(lines: Iterator[Stretch | Problem], name: str, options: TextOptions) -> Iterator[Item]:

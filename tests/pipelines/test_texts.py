@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.archives import Rejected
-from pipelines.texts import Item, Text, TextOptions, read_texts, text_format
+from pipelines.texts import CHUNK, Item, Text, TextOptions, _elements, read_texts, text_format
 from pipelines.workspace import Problem
 
 
@@ -269,10 +269,79 @@ def test_memory_stays_bounded_over_an_endless_line() -> None:
 
 
 def test_formats_by_name_and_first_bytes() -> None:
-    assert text_format("a.jsonl.zst", b"") == text_format("a", b' {"text"') == "jsonl"
+    assert text_format("a.jsonl.zst", b"") == text_format("a", b' {"text": ""}\n{') == "jsonl"
     assert text_format("a.PARQUET", b"") == text_format("a", b"PAR1..") == "parquet"
     assert text_format("CC.warc.wet.gz", b"") == text_format("a", b"WARC/1.0\r\n") == "wet"
+    assert text_format("a", b'{"text": "' + b"long " * CHUNK) == "jsonl"
+    assert {text_format(f"a{end}", b'{"text": ""}\n') for end in (".txt", ".TEXT.gz", ".md", ".html", ".htm")} == {
+        "plain"
+    }
+    assert {text_format("a", brace) for brace in (b"{{Infobox}} is", b"{1}\n", b"{" * 9, b'{"a": ' * 9999)} == {
+        "plain"
+    }
+    assert text_format("a", b"{ " * CHUNK) == "plain"
     assert text_format("a.txt", b"hello") == text_format("a", b"hello") == "plain"
+
+
+def test_text_that_begins_with_a_brace_is_text() -> None:
+    wiki = "{{Infobox}}\nis plain\n"
+    assert texts(read(wiki.encode(), "brace.txt")) == texts(read(wiki.encode(), "brace")) == [wiki]
+    assert texts(read(gzip.compress(jsonl(ROWS)), "rows")) == texts(read(jsonl(ROWS), "x.jsonl"))
+
+
+def test_the_rows_of_a_json_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[object] = [
+        {"text": "one ]}, \\"},
+        {"text": 'two "[{', "k": [1, {"a": []}]},
+        "three",
+        4,
+        [5],
+        {"text": "6"},
+    ]
+    expected = ["one ]}, \\", 'two "[{', "6"]
+    for chunk in (9, 14, CHUNK):
+        monkeypatch.setattr("pipelines.texts.CHUNK", chunk)
+        for indent in (None, 2):
+            raw = b"\xef\xbb\xbf" + json.dumps(rows, indent=indent).encode() + b"\n"
+            found = read(raw, "x.json.gz" if indent else "x.json")
+            assert texts(found) == expected
+            assert reasons(found) == ["not_object"] * 3
+            for item in found:
+                if isinstance(item, Text):
+                    assert json.JSONDecoder().raw_decode(raw[item.offset :].decode())[0]["text"] == item.text
+    assert texts(read(jsonl([{"text": "a line"}]).replace(b"{", b"[{").replace(b"}", b"}]"), "x.jsonl")) == ["a line"]
+    assert texts(read(b'[{"text": "a"}]\n{"text": "b", "c": 1}\n', "x.jsonl")) == ["a", "b"]
+    assert reasons(read(b'["a", "line"]\n["another"]\n', "x.jsonl")) == ["not_object"] * 2
+
+
+def test_a_broken_json_array_is_read_around_its_damage() -> None:
+    found = read(b'[{"text": "a"}, {"text" "b"}, , {"text": "c"}, {"text": "d', "x.json")
+    assert texts(found) == ["a", "c"]
+    assert reasons(found) == ["bad_json", "blank", "bad_json", "cut_off"]
+    assert reasons(read(b"[" * 100_000, "x.json")) == ["bad_json", "cut_off"]
+    assert read(b"[]", "x.json") == []
+    long = b'[{"text": "a"}, {"text": "' + b"x" * 3_000_000 + b'"}, {"text": "b"}]'
+    assert [*map(type, read(long, "x.json", max_bytes=1000))] == [Text, Rejected, Text]
+    assert reasons(read(long, "x.json", max_bytes=1000)) == ["too_large"]
+    assert texts(read(gzip.compress(long * 9)[:-30], "x.json.gz"))[:2] == ["a", "x" * 3_000_000]
+
+
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='ab"\\[]{},é', max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='"\\]', max_size=2), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.lists(VALUES, max_size=6), st.sampled_from([None, 1]), st.booleans())
+def test_every_element_of_any_array_is_a_row(rows: list[object], indent: int | None, ascii_only: bool) -> None:
+    raw = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode()
+    stretches = _elements(io.BytesIO(raw), "x", 1 << 20)  # type: ignore[arg-type]
+    found = [stretch for stretch in stretches if not isinstance(stretch, Problem)]
+    assert [json.loads(element) for _, element in found if element is not None] == rows
+    assert all(raw[at:].startswith(element or b"?") for at, element in found)
 
 
 def test_wet(shared: Path) -> None:
