@@ -21,6 +21,7 @@ from model.options import EvaluateOptions, GenerateOptions, InfoOptions, TrainOp
 
 Command = Callable[[argparse.Namespace], int]
 PREFIX = "model_"
+SEEN_HEAD = f"{'window':6}  {'doc_id':32}  {'part':16}  {'row':>10}  file  first token+tokens"
 
 
 def add_commands(subparsers: Any) -> None:
@@ -163,8 +164,11 @@ def run_info(arguments: argparse.Namespace) -> int:
         print_json(result)
     elif not arguments.quiet:
         print_figures(options.path, {k: v for k, v in result.items() if k != "seen"})
+        if "seen" in result:
+            print(SEEN_HEAD)
         for seen in result.get("seen", ()):
-            print(f"{seen['sample']:6d}  {seen['doc_id']}  {seen['file']}  {seen['start']}+{seen['tokens']}")
+            where = f"{seen['part']:016x}  {seen['row']:10d}  {seen['file']}  {seen['start']}+{seen['tokens']}"
+            print(f"{seen['sample']:6d}  {printable(seen['doc_id'])}  {printable(where)}")
     return 0
 
 

@@ -155,9 +155,7 @@ class GenerateOptions:
         try:
             self.prompt.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"prompt is not UTF-8: {error.object[error.start]!r} at character {error.start}"
-            ) from None
+            raise ValueError(f"prompt is not UTF-8 at character {error.start + 1}") from None
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
 
@@ -168,7 +166,9 @@ class InfoOptions:
 
     path: Annotated[str, "a checkpoint, a run, or a shards folder"]
     step: Annotated[
-        int | None, "of a run: list the documents that this step read (steps count from 1, as in log.jsonl)"
+        int | None,
+        "of a run: list the documents that this step read, each by doc_id, part (its key, hexadecimal) and row; "
+        "`webtext export` writes the URL of each doc_id (steps count from 1, as in log.jsonl)",
     ] = None
     shards: Annotated[str, "with step: where the shards lie now (default: where they lay in training)"] = ""
     verify: Annotated[

@@ -92,6 +92,13 @@ def test_train_evaluate_generate_info(corpus: Path, tmp_path: Path, capsys: pyte
     assert info["step"] == 8
     assert {seen["sample"] for seen in info["seen"]} == set(range(8))
     assert all(sum(s["tokens"] for s in info["seen"] if s["sample"] == i) == 17 for i in range(8))
+    assert main(["info", run, "--step", "3"]) == 0
+    listed = capsys.readouterr().out.split("\nwindow ", 1)[1].splitlines()
+    assert listed[0].split()[:3] == ["doc_id", "part", "row"]
+    seen = info["seen"]
+    assert [line.split()[:4] for line in listed[1:]] == [
+        [str(s["sample"]), s["doc_id"], f"{s['part']:016x}", str(s["row"])] for s in seen
+    ]
     assert main(["info", str(corpus), "--json", "--verify"]) == 0
     assert json.loads(capsys.readouterr().out)["train_documents"] == 400
 
@@ -139,7 +146,7 @@ def test_a_prompt_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == b"error: prompt is not UTF-8: '\\udcff' at character 1\n"
+    assert done.stderr == b"error: prompt is not UTF-8 at character 2\n"
 
 
 def test_errors_name_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
