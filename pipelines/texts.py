@@ -189,7 +189,7 @@ def _is_array(name: str, first: bytes) -> bool:
 
 
 _STRUCTURE = re.compile(rb'["\[\]{},]')
-_IN_STRING = re.compile(rb'["\\]')
+_IN_STRING = re.compile(rb'(?s:[^"\\]++|\\.)*+')
 _NOTHING = (b"", b"\xef\xbb\xbf")
 
 
@@ -219,24 +219,26 @@ def _elements(stream: io.BufferedIOBase, name: str, limit: int) -> Iterator[Stre
         if not chunk:
             break
         held += chunk
-        while mark := (_IN_STRING if quoted else _STRUCTURE).search(held, at):
-            sign = mark[0]
-            if sign == b"\\" and mark.end() == len(held):
-                break  # what it escapes comes with the next chunk
-            at = mark.end() + (sign == b"\\")
+        while True:
+            if quoted and (inside := _IN_STRING.match(held, at)):
+                at = inside.end()
+                if held[at : at + 1] != b'"':
+                    break  # the string goes on in the next chunk
+                at, quoted = at + 1, False
+            mark = _STRUCTURE.search(held, at)
+            at, sign = (mark.end(), mark[0]) if mark else (len(held), b"")
+            if not sign:
+                break
+            quoted = sign == b'"'
             depth += (sign in b"[{") - (sign in b"]}")
-            ends = (sign in b"]}" and depth <= 0) or (sign == b"," and depth == 1 and array)
-            if sign == b'"':
-                quoted = not quoted
-            elif sign in b"[{" and depth == 1:
+            if sign in b"[{" and depth == 1:
                 array = sign == b"["
+            ends = (sign in b"]}" and depth <= 0) or (sign == b"," and depth == 1 and array)
             if ends or (sign == b"[" and depth == 1):
                 depth = max(0, depth)
                 element = take(at - 1 if array else at)
                 if sign == b"," or element[1] not in _NOTHING:
                     yield element
-        else:
-            at = len(held)
         if at > limit + CHUNK:
             dropped_from = start if dropped_from < 0 else dropped_from
             del held[:at]
