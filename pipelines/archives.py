@@ -229,7 +229,7 @@ def _warc_record(headers: Mapping[str, str], offset: int) -> _Record:
     kind = headers.get("warc-type", "").lower()
     return _Record(
         kind=kind if kind in RECORD_TYPES else "unknown",
-        url=headers.get("warc-target-uri", "").strip("<> "),
+        url=_target(headers.get("warc-target-uri", "")),
         offset=offset,
         length=_length(headers.get("content-length", "")),
         record_id=headers.get("warc-record-id", "").strip("<> "),
@@ -237,6 +237,12 @@ def _warc_record(headers: Mapping[str, str], offset: int) -> _Record:
         mime=headers.get("content-type", ""),
         truncated=headers.get("warc-truncated", "").lower() not in ("", "unspecified-no", "no"),
     )
+
+
+def _target(field: str) -> str:
+    """A target URI without the angle brackets that WARC 1.0 (ISO 28500:2009, §5.13) puts around it."""
+    field = field.strip()
+    return field[1:-1].strip() if field.startswith("<") and field.endswith(">") else field
 
 
 def _arc_record(line: re.Match[bytes], offset: int) -> _Record:

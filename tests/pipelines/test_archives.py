@@ -218,6 +218,20 @@ def test_a_file_that_ends_early_gives_what_was_whole_and_says_so(packing: str) -
     assert {"truncated", "no_records"} & set(problems(items))
 
 
+@pytest.mark.parametrize(
+    ("field", "url"),
+    [
+        ("<http://a.test/b>", "http://a.test/b"),
+        ("http://a.test/'><script>x</script>", "http://a.test/'><script>x</script>"),
+        ("<http://a.test/<b>>", "http://a.test/<b>"),
+        ("http://a.test/>", "http://a.test/>"),
+    ],
+)
+def test_angle_brackets_are_taken_off_in_pairs(field: str, url: str) -> None:
+    (page,) = pages(read(record(response(HTML % 0), field)))
+    assert page.url == url
+
+
 def test_zero_padding_after_the_last_member_is_no_problem() -> None:
     assert problems(read(gzip.compress(archive()[0]) + bytes(5000))) == []
 
