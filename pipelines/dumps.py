@@ -214,8 +214,12 @@ def unescape(url: str) -> str:
     return url.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") if "&" in url else url
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
 def _clean(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    """Lone surrogates, which JSON can say and UTF-8 cannot, become U+FFFD: a "?" would begin a query."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 _PERMALINK = re.compile(r"/r/([^/]{1,64})/")
