@@ -169,7 +169,7 @@ def test_new_writes_a_recipe_that_is_one(tmp_path: Path, capsys: Said) -> None:
     for pattern in ("dumps/RS_a.zst", "archives/a.warc.gz", "texts/a.jsonl", "enwiki-pages-articles.xml.bz2",
                     "evaluation/lambada_test.jsonl"):  # fmt: skip
         (tmp_path / pattern).parent.mkdir(exist_ok=True)
-        (tmp_path / pattern).write_bytes(b"")
+        (tmp_path / pattern).write_bytes(b'{"text": "x"}\n')
     for text in (TEMPLATE, "\n".join(line for line in whole.splitlines() if "first rule that fails" not in line)):
         recipe.write_text(text)
         parsed, inputs = read_recipe(recipe)
