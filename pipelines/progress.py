@@ -28,10 +28,10 @@ def say(line: str, level: int = 0) -> None:
 
 
 def printable(text: object) -> str:
-    """Text from the web or a file, harmless to a terminal: what does not print is escaped.
+    r"""Text from the web or a file, harmless to a terminal: what does not print is escaped.
 
-    >>> printable("a\x1b[31mb")
-    'a\\x1b[31mb'
+    >>> print(printable("a\x1b[31mb"))
+    a\x1b[31mb
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
