@@ -282,9 +282,11 @@ def _read_body(unpacked: Unpacked, record: _Record, head: int, start: int, optio
         record.cut, record.detail = "bad_length", "the record says no length"
         after = unpacked.find_start(start)
         return unpacked.end if after is None else after
-    if record.length > options.max_record_bytes:
-        return _pass_over(unpacked, record, start)
     end = start + record.length
+    if min(end, unpacked.size or end) - start > options.max_record_bytes:
+        if unpacked.size is None or (end <= unpacked.size and _goes_on(unpacked.ahead(end))):
+            return _pass_over(unpacked, record, start)
+        return _look_inside(unpacked, record, start, options.max_record_bytes)
     unpacked.fill(end + MAX_START)
     stop = min(end, unpacked.end, unpacked.breaks[0].position if unpacked.breaks else end)
     if stop < end or not _ends_well(unpacked, end):
@@ -312,6 +314,29 @@ def _ends_well(unpacked: Unpacked, end: int) -> bool:
     if position >= unpacked.end or any(end <= b.position <= position for b in unpacked.breaks):
         return True
     return RECORD_START.match(unpacked.window, at) is not None
+
+
+def _goes_on(after: bytes) -> bool:
+    """Whether bytes are what stands after a record: nothing, or another record, after at most a few line ends."""
+    match = _NEWLINES.match(after, 0, 8)
+    rest = after[match.end() if match else 0 :]
+    return not rest or rest.startswith(b"WARC/") or RECORD_START.match(rest) is not None
+
+
+def _look_inside(unpacked: Unpacked, record: _Record, start: int, limit: int) -> int:
+    """The next record after one in a plain file whose length is too large to hold and cannot be true."""
+    end = start + record.length
+    inner = unpacked.find_start(start, start + limit)
+    if inner is not None:
+        record.cut, record.body = "overlong", unpacked.read(start, inner)
+    else:
+        record.cut, inner = "too_large", unpacked.find_start(start)
+    record.detail = f"its end, {record.length} bytes on, is not where a record ends"
+    if inner is not None and inner < end:
+        record.detail = f"the next record begins {end - inner} bytes before its end"
+    elif inner is None and unpacked.end < end:
+        record.detail = f"the file ends {end - unpacked.end} bytes before the record does"
+    return unpacked.end if inner is None else inner
 
 
 def _member_is_corrupt(unpacked: Unpacked, head: int, stop: int) -> bool:

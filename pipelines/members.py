@@ -63,7 +63,8 @@ Piece = bytes | int | Break
 class Unpacked:
     """A window over the unpacked bytes of a seekable stream. Positions count from the start of the unpacked stream.
 
-    members: (position, file offset) of each compressed member from the window on; breaks: those not yet taken.
+    members: (position, file offset) of each compressed member from the window on; breaks: those not yet taken; size:
+    of the stream where the file is plain, None where it is packed and only reading it through would tell.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -74,7 +75,8 @@ class Unpacked:
         self.done = False
         self.endless_until = 0
         """No header that begins before ends before this position: it was looked for."""
-        self._pieces = _unpack(stream)
+        self._stream = stream
+        self._pieces, self.size = _unpack(stream)
 
     @property
     def end(self) -> int:
@@ -108,6 +110,16 @@ class Unpacked:
             self.base += keep
         while len(self.members) > 1 and self.members[1][0] <= position:
             self.members.popleft()
+
+    def ahead(self, position: int) -> bytes:
+        """A few bytes at any position of a plain file, without those before it; b"" beyond its end."""
+        if self.size is None:
+            raise ValueError("a packed file is read in order alone")
+        at = self._stream.tell()
+        self._stream.seek(min(position, self.size))
+        found = self._stream.read(MAX_START)
+        self._stream.seek(at)
+        return found
 
     def offset(self, position: int) -> int:
         """Where a record that starts at `position` is found again: the file offset of its member if it opens one,
@@ -150,24 +162,25 @@ def find_record_start(data: bytes | bytearray, start: int, end: int) -> int | No
     return None
 
 
-def _unpack(stream: BinaryIO) -> Iterator[Piece]:
+def _unpack(stream: BinaryIO) -> tuple[Iterator[Piece], int | None]:
+    """The pieces of a file, and its size if it is plain."""
     source = _Packed(stream)
     head = source.peek(MAX_START)
     if head.startswith(GZIP[:2]):
-        return _walk(source, GZIP, _gzip_member)
+        return _walk(source, GZIP, _gzip_member), None
     if head.startswith(LZ4):
-        return _walk(source, LZ4, _lz4_frame)
+        return _walk(source, LZ4, _lz4_frame), None
     if head.startswith((ZSTD, ZSTD_DICTIONARY)):
-        return _walk(source, ZSTD, _zstd_unpacker(source))
+        return _walk(source, ZSTD, _zstd_unpacker(source)), None
     known = find_record_start(b"\n" + head, 0, len(head) + 1) is not None
     return _plain(source) if known else _plain_or_damaged(source)
 
 
-def _plain(source: _Packed) -> Iterator[Piece]:
-    return iter(source.take, b"")
+def _plain(source: _Packed) -> tuple[Iterator[Piece], int]:
+    return iter(source.take, b""), source.size
 
 
-def _plain_or_damaged(source: _Packed) -> Iterator[Piece]:
+def _plain_or_damaged(source: _Packed) -> tuple[Iterator[Piece], int | None]:
     """A file that begins as nothing known: packed, if one of its first places that look like a member is one."""
     for magic, unpack in ((GZIP, _gzip_member), (LZ4, _lz4_frame), (ZSTD, _zstd_unpacker(source))):
         at = 0
@@ -177,7 +190,7 @@ def _plain_or_damaged(source: _Packed) -> Iterator[Piece]:
                 break
             if _opens_record(source, found, unpack):
                 source.seek(0)
-                return _walk(source, magic, unpack)
+                return _walk(source, magic, unpack), None
             at = found + 1
     source.seek(0)
     return _plain(source)
