@@ -36,7 +36,7 @@ def _no_work(task: Task, context: Context) -> None:
     raise AssertionError(f"{task.key}: an exchange has no work of its own")
 
 
-SUBMISSIONS = Stage("links/submissions", 1, submissions, ("idna", "tld", "zstandard"))
+SUBMISSIONS = Stage("links/submissions", 2, submissions, ("idna", "tld", "zstandard"))
 LINKS = Stage("links", 1, _no_work, ("idna", "tld"))
 BY_URL = Exchange(
     KEYED,

@@ -114,7 +114,7 @@ SUBMISSIONS_SCHEMA = _schema(
     ("subreddits", pa.list_(pa.field("item", pa.string(), nullable=False))),
     ("first_seen", pa.int64()),
 )
-"""links/submissions, version 1: one row per canonical URL of a slice of a dump, sorted by url. best and total: the
+"""links/submissions, version 2: one row per canonical URL of a slice of a dump, sorted by url. best and total: the
 highest score and the sum; submissions: how many; fetch_url: the shortest original spelling, the first of these in
 byte order; subreddits: the first 32 names in byte order; first_seen: Unix seconds, 0 if no submission has a date."""
 

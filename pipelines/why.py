@@ -34,7 +34,8 @@ def life_of(workspace: Workspace, url: str) -> dict[str, Any]:
     redirect is found under the link it came from as well.
     """
     url = url.encode("utf-8", "replace").decode()
-    spellings = (url, html.unescape(url), f"http://{url.lstrip('/')}", f"http://{html.unescape(url).lstrip('/')}")
+    bare = [url, html.unescape(url)]
+    spellings = [*bare, *(f"http://{text.lstrip('/')}" for text in bare if "://" not in text)]
     key = next((found for found in map(canonical, spellings) if found), url)
     life: dict[str, Any] = {"url": url, "canonical": key, "links": [], "fetched": [], "rejected": [], "documents": []}
     life["links"] = [row for _, _, row in _rows_with(workspace, read_manifest(workspace, "links"), "", "url", key)]
