@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -136,8 +137,10 @@ def run_bench(name: str, quick: bool) -> Bench:
             how = f"ran past {LIMIT_SECONDS:.0f} s, or was killed" if code == -signal.SIGKILL else f"status {code}"
             return Bench(status="failed", error=f"{how}: {last_words(heard)}", **done)
         try:
-            rows = tuple(row_of(row) for row in json.loads(said.read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            told = json.loads(said.read_text("utf-8"))
+            rows = tuple(row_of(row) for row in told["rows"])
+            done["peak_mib"] = float(told["peak_mib"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
             return Bench(status="failed", error=f"{type(error).__name__}: {error}", **done)
     return Bench(status="done" if rows else "skipped", rows=rows, **done)
 
@@ -176,8 +179,16 @@ def child(name: str, out: Path) -> int:
     except subprocess.CalledProcessError as error:
         sys.stderr.write(str((error.stderr or b"").decode() if isinstance(error.stderr, bytes) else error.stderr))
         raise
-    out.write_text(json.dumps(rows), encoding="utf-8")
+    out.write_text(json.dumps({"rows": rows, "peak_mib": largest_process()}), encoding="utf-8")
     return 0
+
+
+def largest_process() -> float:
+    """MiB at most held by this process, or by one it waited for. Not this one's `ru_maxrss`: a new process inherits
+    its parent's there, up to the fork."""
+    own = int(first_value("/proc/self/status", "VmHWM").split()[0]) / 1024
+    waited_for = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return round(max(own, waited_for), 1)
 
 
 def machine() -> dict[str, Any]:
