@@ -434,11 +434,22 @@ def _plain(stream: io.BufferedIOBase, name: str, options: TextOptions) -> Iterat
         offset, raw = part
         if raw is None:
             yield _reject(name, row, offset, "too_large", f"longer than {options.max_bytes} bytes; see texts.split")
+        elif is_binary(raw):
+            yield _reject(name, row, offset, "binary", "zero bytes: a picture or a program, not text")
         elif options.split == "file" or raw.strip():
             yield make_text(_decode_plain(raw), name, row, offset)
         else:
             continue  # nothing between two separators is not a text
         row += 1
+
+
+def is_binary(raw: bytes) -> bool:
+    """Whether bytes are no text: zero bytes among the first 8,000 (git's rule), where no mark says UTF-16 or UTF-32.
+
+    >>> is_binary(b"\\x89PNG\\r\\n\\x1a\\n\\x00\\x00"), is_binary("text".encode("utf-16")), is_binary(b"text")
+    (True, False, False)
+    """
+    return b"\0" in raw[:8000] and not raw.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
 
 
 def _decode_plain(raw: bytes) -> str:

@@ -368,3 +368,12 @@ def test_c4(shared: Path) -> None:
 def test_options_are_checked(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"texts.{next(iter(fields))}"):
         TextOptions(**fields)  # type: ignore[arg-type]
+
+
+def test_a_picture_among_texts_is_rejected_as_binary() -> None:
+    picture = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 20
+    items = list(read_texts(io.BytesIO(picture), "image.png"))
+    assert [(item.reason, item.listed) for item in items if isinstance(item, Rejected)] == [("binary", True)]
+    assert len(items) == 1
+    marked = list(read_texts(io.BytesIO("naïve text".encode("utf-16")), "old.txt"))
+    assert [item.text for item in marked if isinstance(item, Text)] == ["naïve text"]
