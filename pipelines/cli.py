@@ -272,7 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        expected = type(error).__name__ in EXPECTED or isinstance(error, OSError)  # OSError: no space, no permission
+        expected = any(kind.__name__ in EXPECTED for kind in type(error).__mro__) or isinstance(
+            error, OSError
+        )  # OSError: no space, no permission
         if not expected or getattr(parsed, "verbose", False):
             raise
         print(f"webtext: {printable(error)}", file=sys.stderr)

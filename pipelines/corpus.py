@@ -39,6 +39,7 @@ from pipelines.runner import RunnerOptions
 from pipelines.stages import Context, Stage, Task, read_annotation, run_stage
 from pipelines.workspace import (
     Manifest,
+    OtherDocuments,
     PartFile,
     Workspace,
     WorkspaceError,
@@ -469,7 +470,7 @@ def check_decided(workspace: Workspace, documents: PartFile, decisions: PartFile
     """Raise WorkspaceError unless the decisions were made for exactly these documents."""
     belongs = part_metadata(workspace, decisions).get("documents.sha256")
     if belongs != documents.sha256 or decisions.rows != documents.rows:
-        raise WorkspaceError(
+        raise OtherDocuments(
             f"{workspace.url}/{decisions.path} was decided for other documents than {documents.path}: build again"
         )
 
@@ -479,7 +480,7 @@ def decided_parts(workspace: Workspace) -> list[tuple[PartFile, PartFile]]:
     documents, corpus = need_manifest(workspace, "documents"), need_manifest(workspace, "corpus")
     decisions = {file.part: file for file in corpus.parts()}
     if decisions.keys() != {file.part for file in documents.parts()}:
-        raise WorkspaceError(
+        raise OtherDocuments(
             f"{workspace.url}/corpus was decided for other inputs than documents/ holds: build again"
         )
     return [(file, decisions[file.part]) for file in documents.parts()]

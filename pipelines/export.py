@@ -24,7 +24,8 @@ from pipelines.workspace import (
     read_part,
 )
 
-LISTING = "export.json"
+LISTING = "_export.json"
+"""What an export wrote. Readers of Parquet folders pass over names that begin with an underscore."""
 
 SCHEMA = pa.schema(
     [
@@ -73,7 +74,7 @@ def exported_batches(
 def export_corpus(workspace: Workspace, out: Path, format: Literal["parquet", "jsonl"]) -> dict[str, Json]:
     """Write the kept documents to `out`, a file per part that keeps any; counts of files and documents.
 
-    `export.json` lists the files; those of an earlier export that this one does not write are removed. Raises
+    `_export.json` lists the files; those of an earlier export that this one does not write are removed. Raises
     WorkspaceError when the corpus has not been decided, or for other documents. Each file is whole or absent.
     """
     pairs = decided_parts(workspace)

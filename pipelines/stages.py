@@ -34,6 +34,7 @@ from pipelines.workspace import (
     STATE,
     Json,
     Manifest,
+    OtherDocuments,
     PartFile,
     Problem,
     Workspace,
@@ -488,6 +489,6 @@ def read_annotation(
         if file.part == documents.part:
             belongs = part_metadata(workspace, file)
             if belongs.get("documents.sha256") != documents.sha256 or file.rows != documents.rows:
-                raise WorkspaceError(f"{workspace.url}/{file.path} judges other documents than {documents.path}")
+                raise OtherDocuments(f"{workspace.url}/{file.path} judges other documents than {documents.path}")
             return read_part(workspace, file, columns)
     raise WorkspaceError(f"{workspace.url}/{annotations.stage} has no part {documents.part}; build that stage again")

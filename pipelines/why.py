@@ -13,7 +13,7 @@ from pipelines.corpus import EVIDENCE, check_decided
 from pipelines.progress import printable
 from pipelines.stages import read_annotation
 from pipelines.urls import canonical
-from pipelines.workspace import Json, Manifest, PartFile, Workspace, WorkspaceError, read_manifest, read_part
+from pipelines.workspace import Json, Manifest, OtherDocuments, PartFile, Workspace, read_manifest, read_part
 
 
 def _rows_with(
@@ -75,7 +75,7 @@ def _evidence(workspace: Workspace, file: PartFile, row: int) -> dict[str, dict[
         if manifest is not None:
             try:
                 found[name.removeprefix("annotations/")] = _one(read_annotation(workspace, manifest, file), row)
-            except WorkspaceError as error:
+            except OtherDocuments as error:
                 found[name.removeprefix("annotations/")] = {"unusable": str(error)}
     return found
 

@@ -48,6 +48,10 @@ class WorkspaceError(Exception):
     """Something in a workspace cannot be believed or done; the message names the file and what to do."""
 
 
+class OtherDocuments(WorkspaceError):
+    """A part is sound, and judges other documents than those that are there now."""
+
+
 @dataclass(frozen=True)
 class PartFile:
     """One immutable file of a stage, as its manifest names it."""

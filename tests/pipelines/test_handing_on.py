@@ -79,9 +79,9 @@ def test_an_export_leaves_nothing_of_the_one_before(folder: Path, capsys: pytest
     assert export(folder, "out", "--format", "jsonl") == 0
     left = sorted(path.name for path in (folder / "out").iterdir())
     assert len(left) == 2
-    assert left[1] == "export.json"
-    listed = json.loads((folder / "out/export.json").read_text())["files"]
-    assert listed == {left[0]: 8}
+    assert left[0] == "_export.json"
+    listed = json.loads((folder / "out/_export.json").read_text())["files"]
+    assert listed == {left[1]: 8}
     (folder / "out/mine.parquet").write_bytes(b"somebody's own")
     assert export(folder, "out") == 1
     assert "mine.parquet" in capsys.readouterr().err
