@@ -37,6 +37,7 @@ from pipelines.workspace import (
     Manifest,
     PartFile,
     Workspace,
+    WorkspaceError,
     digest,
     iter_part,
     part_metadata,
@@ -328,7 +329,11 @@ def read_recipe(workspace: Workspace) -> Json:
         return {}
     import yaml
 
-    body = yaml.safe_load(workspace.read("recipe.yaml"))
+    try:
+        body = yaml.safe_load(workspace.read("recipe.yaml"))
+    except (yaml.YAMLError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise WorkspaceError(f"{workspace.url}/recipe.yaml is damaged ({said}); build again to write it") from error
     return without_folders(body) if isinstance(body, dict) else {}
 
 

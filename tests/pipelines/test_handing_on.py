@@ -177,3 +177,9 @@ def test_a_name_that_two_sections_share_is_refused_at_once(tmp_path: Path) -> No
 def test_a_key_given_twice_is_refused() -> None:
     with pytest.raises(RecipeError, match="'links' is given twice"):
         parse_recipe("inputs: {links: [a], links: [b]}", "r.yaml")
+
+
+def test_a_damaged_recipe_in_a_workspace_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("inputs: [")
+    assert main(["report", str(tmp_path)]) == 1
+    assert "recipe.yaml is damaged" in capsys.readouterr().err
