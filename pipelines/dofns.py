@@ -18,7 +18,7 @@ from pipelines.stages import Context, Stage, Task, perform, read_record
 from pipelines.workspace import STATE, PartFile, Workspace, digest
 
 
-class PerformTask(beam.DoFn):  # type: ignore[misc,unused-ignore]
+class PerformTask(beam.DoFn):  # type: ignore[misc,unused-ignore]  # Beam has no types
     """One element is one task; its parts and commit record are written to the workspace; nothing is returned."""
 
     def __init__(self, stage: Stage, options: Any, url: str) -> None:
@@ -29,7 +29,7 @@ class PerformTask(beam.DoFn):  # type: ignore[misc,unused-ignore]
         return iter(())
 
 
-class SendRun(beam.DoFn):  # type: ignore[misc,unused-ignore]
+class SendRun(beam.DoFn):  # type: ignore[misc,unused-ignore]  # Beam has no types
     """task → (receiver, (path, offset, length, sha256 of the run)) for each non-empty slice of its run file."""
 
     def __init__(self, stage: Stage, options: Any, url: str, exchange: Exchange, receivers: int, routes: Any) -> None:
@@ -56,7 +56,7 @@ class SendRun(beam.DoFn):  # type: ignore[misc,unused-ignore]
             yield receiver, (run.path, offset, length, run.sha256)
 
 
-class ReceiveRuns(beam.DoFn):  # type: ignore[misc,unused-ignore]
+class ReceiveRuns(beam.DoFn):  # type: ignore[misc,unused-ignore]  # Beam has no types
     """(receiver, references) → merge, do the receiver's task, write its parts and commit record."""
 
     def __init__(self, stage: Stage, options: Any, url: str, exchange: Exchange, targets: Sequence[Task]) -> None:

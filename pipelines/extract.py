@@ -79,7 +79,7 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
 
 def serve() -> None:
     """The child's life: options, a warm-up that proves the extractor works, then a page per frame until the end."""
-    requests = open(0, "rb", closefd=False)  # noqa: SIM115
+    requests = open(0, "rb", closefd=False)  # noqa: SIM115  standard input, for the life of the process
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing a library prints may stand between frames
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -39,14 +39,14 @@ def build_options(kind: type[T], value: Any, path: str) -> T:
     if not isinstance(value, Mapping):
         raise RecipeError(f"{path} must be a mapping of options, not {_shown(value)}")
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # T is a dataclass
     for key in value:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise RecipeError(f"{path}.{key} is not an option{hint} Options here: {', '.join(names)}")
     fields = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # T is a dataclass
         if field.name in value:
             fields[field.name] = convert(hints[field.name], value[field.name], f"{path}.{field.name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:

@@ -5,7 +5,7 @@ import signal
 # Ctrl-C ends the driver, which ends its workers; their own stacks would only hide what it says.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-from pipelines.runner import quiet_beam  # noqa: E402
+from pipelines.runner import quiet_beam  # noqa: E402  after the signal is ignored
 
 quiet_beam()
 

@@ -126,7 +126,7 @@ def _register_environment() -> Any:
     if WORKER_URN not in worker_handlers.WorkerHandler._registered_environments:
 
         @worker_handlers.WorkerHandler.register_environment(WORKER_URN, bytes)
-        class ForkedWorker(worker_handlers.GrpcWorkerHandler):  # type: ignore[misc,unused-ignore]
+        class ForkedWorker(worker_handlers.GrpcWorkerHandler):  # type: ignore[misc,unused-ignore]  # Beam has no types
             def __init__(self, payload: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
                 super().__init__(state, provision_info, grpc_server)
                 self._stopping = False
@@ -167,7 +167,7 @@ def _register_environment() -> Any:
                     self._process.join()
 
         @environments.Environment.register_urn(WORKER_URN, bytes)
-        class ForkedEnvironment(environments.Environment):  # type: ignore[misc,unused-ignore]
+        class ForkedEnvironment(environments.Environment):  # type: ignore[misc,unused-ignore]  # Beam has no types
             @staticmethod
             def from_runner_api_parameter(payload: Any, capabilities: Any, artifacts: Any, context: Any) -> Any:
                 return ForkedEnvironment(capabilities=capabilities, artifacts=artifacts)
